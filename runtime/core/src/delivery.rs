@@ -1,0 +1,61 @@
+//! Deliveries as a node holds them: leased, in batches.
+
+use std::time::Duration;
+
+use crate::{DeliveryId, Lane, LeaseToken, Message, SubscriptionId};
+
+/// What to claim.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimRequest {
+    /// Whose deliveries.
+    pub subscription: SubscriptionId,
+    /// From which lane.
+    pub lane: Lane,
+    /// At most this many.
+    pub limit: u32,
+    /// For how long.
+    pub lease: Duration,
+    /// Whether to look for markers, so that [`Delivery::processed`] tells.
+    pub check_markers: bool,
+}
+
+/// One message owed to one subscription, leased to this node.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The store's reference.
+    pub id: DeliveryId,
+    /// Which lane it came by.
+    pub lane: Lane,
+    /// The message.
+    pub message: Message,
+    /// Number of this attempt, from 1. It was counted by the claim.
+    pub attempt: u32,
+    /// Time from the start of the first attempt to this claim.
+    pub since_first_attempt: Duration,
+    /// A marker says that its effects are committed: settle it without running it.
+    pub processed: bool,
+}
+
+/// Deliveries of one subscription under one lease, in the order in which they are to be processed.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Whose deliveries.
+    pub subscription: SubscriptionId,
+    /// The lease that all of them are under.
+    pub token: LeaseToken,
+    /// The deliveries.
+    pub deliveries: Vec<Delivery>,
+}
+
+/// A lease to be renewed, for those of its deliveries that are still in hand.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// Whose deliveries.
+    pub subscription: SubscriptionId,
+    /// The lease.
+    pub token: LeaseToken,
+    /// Its new length, from now.
+    pub lease: Duration,
+    /// The deliveries.
+    pub deliveries: Vec<DeliveryId>,
+}

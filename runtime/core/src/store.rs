@@ -1,0 +1,110 @@
+//! What a database must be able to do. Both implementations pass one conformance suite.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{
+    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, LeaseToken,
+    MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, SettleReport, Settlement, StateEntry, Status,
+    SubscriptionId, Topology,
+};
+
+/// What can go wrong in a store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached, or went away; the same call may succeed later.
+    #[error("database is not reachable: {0}")]
+    Unavailable(String),
+    /// The schema is older than this program.
+    #[error("database is at schema version {found}, this program needs {needed}; run `laneway migrate`")]
+    SchemaOlder {
+        /// Version found; 0 if there is none.
+        found: i64,
+        /// Version needed.
+        needed: i64,
+    },
+    /// The schema is newer than this program.
+    #[error("database is at schema version {found}, this program knows {known}; use a newer laneway")]
+    SchemaNewer {
+        /// Version found.
+        found: i64,
+        /// Newest version known.
+        known: i64,
+    },
+    /// The database holds something else under our names, or is no database.
+    #[error("not a laneway database: {0}")]
+    NotOurs(String),
+    /// The database refused a value, such as a payload over the limit.
+    #[error("refused by the database: {0}")]
+    Refused(String),
+    /// Anything else; a defect or a broken database.
+    #[error("database: {0}")]
+    Other(String),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later without anyone's help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+/// An outbox, its deliveries and their effects, in one database.
+///
+/// Times are the database's: a lease has expired and a message is due when the database's clock says so.
+/// Nothing here keeps a transaction open between two calls.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Makes a topology the active one. Subscriptions that it does not name stop receiving; their deliveries stay.
+    /// Applying the active topology again changes nothing, the revision included.
+    async fn apply(&self, topology: &Topology) -> Result<AppliedTopology, StoreError>;
+
+    /// The active topology; `Ok(None)` if none was ever applied.
+    async fn topology(&self) -> Result<Option<AppliedTopology>, StoreError>;
+
+    /// Writes messages in one transaction. Duplicates are reported, not refused. The answers are in the order given.
+    async fn enqueue(&self, messages: &[NewMessage]) -> Result<Vec<Enqueued>, StoreError>;
+
+    /// Leases due deliveries of one lane: highest priority first, then due time, then sequence. Counts their attempt.
+    /// `Ok(None)` if nothing is due.
+    async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError>;
+
+    /// Renews leases. Answers the deliveries whose lease no longer held; those are not renewed.
+    async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError>;
+
+    /// Settles a group in one transaction, durably. Only settlements whose lease holds happen. See [`SettleReport`].
+    async fn settle(&self, group: &[Settlement]) -> Result<SettleReport, StoreError>;
+
+    /// Time until the earliest delivery that is not yet due becomes so; `Ok(None)` if there is none.
+    async fn next_due(&self, subscription: SubscriptionId) -> Result<Option<Duration>, StoreError>;
+
+    /// Waits until deliveries of the subscription may have become due by a commit, of any process. May wake without
+    /// cause, and remembers a wake-up that came since the last call. Callers poll as well: this is only for speed.
+    async fn woken(&self, subscription: SubscriptionId);
+
+    /// Reads a state key; `Ok(None)` if it is absent.
+    async fn state(&self, namespace: &Name, key: &str) -> Result<Option<StateEntry>, StoreError>;
+
+    /// Reads a counter; 0 if it is absent.
+    async fn counter(&self, namespace: &Name, key: &str) -> Result<i64, StoreError>;
+
+    /// Counts and ages by subscription and lane.
+    async fn status(&self) -> Result<Status, StoreError>;
+
+    /// Lists messages, newest first.
+    async fn messages(&self, filter: &MessageFilter) -> Result<Vec<MessageView>, StoreError>;
+
+    /// One message with its payload and deliveries; `Ok(None)` if there is none of this id.
+    async fn message(&self, id: &MessageId) -> Result<Option<MessageView>, StoreError>;
+
+    /// Lists dead letters, newest first.
+    async fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterView>, StoreError>;
+
+    /// Says that this node is alive. `name` is the node's.
+    async fn heartbeat(&self, name: &Name) -> Result<(), StoreError>;
+
+    /// Statements and transactions sent to the database since the store was opened, each a round trip.
+    fn round_trips(&self) -> u64;
+}

@@ -1,0 +1,162 @@
+//! The relay of one subscription: claims what is due, as far as there is room, and sleeps when nothing is.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use laneway_core::{Batch, ClaimRequest, Lane, Store, StoreError};
+use tokio::sync::watch;
+use tracing::{debug, error, warn};
+
+use crate::active::Active;
+use crate::lanes::Item;
+use crate::options::EngineOptions;
+use crate::settler::{Outcome, Settler};
+use crate::slot::settlement;
+use crate::stats::Stats;
+
+/// First and longest wait after a claim that failed.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Deliveries in hand, settled ones not yet committed included, in units of one claim.
+const IN_HAND_CLAIMS_MAX: usize = 4;
+
+pub(crate) struct Relay {
+    pub store: Arc<dyn Store>,
+    pub work: Arc<Active>,
+    pub settler: Arc<Settler>,
+    pub options: Arc<EngineOptions>,
+    pub draining: watch::Receiver<bool>,
+}
+
+/// What a look at the database came to.
+enum Look {
+    /// Something was claimed.
+    Claimed,
+    /// Due deliveries may be left, but there is no room.
+    Full,
+    /// Nothing is due.
+    Empty,
+}
+
+impl Relay {
+    /// Claims until the node drains.
+    pub async fn run(mut self) {
+        let mut backoff = BACKOFF.0;
+        while !*self.draining.borrow() {
+            if let Some(pause) = self.work.paused_for() {
+                self.rest(pause).await;
+                continue;
+            }
+            match self.look().await {
+                Ok(Look::Claimed) => backoff = BACKOFF.0,
+                Ok(Look::Full) => {
+                    backoff = BACKOFF.0;
+                    let work = self.work.clone();
+                    tokio::select! {
+                        () = work.lanes.drained.notified() => {}
+                        _ = self.draining.changed() => {}
+                    }
+                }
+                Ok(Look::Empty) => {
+                    backoff = BACKOFF.0;
+                    self.sleep().await;
+                }
+                Err(error) => {
+                    if error.is_transient() {
+                        warn!(subscription = %self.work.subscription.name, %error, "claim failed; trying again");
+                    } else {
+                        error!(subscription = %self.work.subscription.name, %error, "claim failed; trying again");
+                    }
+                    self.rest(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                }
+            }
+        }
+        debug!(subscription = %self.work.subscription.name, "relay ended");
+    }
+
+    async fn rest(&mut self, time: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            _ = self.draining.changed() => {}
+        }
+    }
+
+    /// Primary first; backfill only when primary has nothing due, and in smaller bites.
+    async fn look(&self) -> Result<Look, StoreError> {
+        let subscription = &self.work.subscription;
+        let limit = self.work.pace.claim_limit(
+            subscription.concurrency,
+            subscription.claim_batch,
+            self.options.prefetch_time,
+            self.options.prefetch_bytes,
+        );
+        // Room for two claims: the slots work on one while the next is fetched.
+        let room = limit as usize;
+        let in_hand = self.settler.leases.count(self.work.id);
+        if in_hand >= room * IN_HAND_CLAIMS_MAX || self.work.lanes.waiting(Lane::Primary) >= room {
+            return Ok(Look::Full);
+        }
+        if self.claim(Lane::Primary, limit).await? {
+            return Ok(Look::Claimed);
+        }
+        let bite = limit.min(subscription.concurrency.max(1) * 8);
+        if self.work.lanes.waiting(Lane::Backfill) >= bite as usize {
+            return Ok(Look::Full);
+        }
+        if self.claim(Lane::Backfill, bite).await? {
+            return Ok(Look::Claimed);
+        }
+        Ok(Look::Empty)
+    }
+
+    async fn claim(&self, lane: Lane, limit: u32) -> Result<bool, StoreError> {
+        let work = &self.work;
+        let request = ClaimRequest {
+            subscription: work.id,
+            lane,
+            limit,
+            lease: work.subscription.lease,
+            check_markers: work.subscription.idempotent,
+        };
+        let asked_at = Instant::now();
+        let Some(Batch { token, deliveries, .. }) = self.store.claim(request).await? else {
+            return Ok(false);
+        };
+        let count = deliveries.len();
+        let bytes = deliveries.iter().map(|delivery| delivery.message.payload.len()).sum();
+        work.pace.claimed(bytes, count);
+        Stats::add(&self.settler.stats.claimed, count);
+        self.settler.expect(count);
+        self.settler.leases.add(work.id, token, work.subscription.lease, asked_at, deliveries.iter().map(|d| d.id));
+        let items = deliveries.into_iter().map(|delivery| Item::new(delivery, token, asked_at)).collect();
+        for item in work.lanes.push(lane, items) {
+            // The node began to drain while the claim was under way: hand it back.
+            let release = settlement(work, &item, laneway_core::Verdict::RELEASE);
+            self.settler.push(Outcome::new(work, item, release, None));
+        }
+        Ok(true)
+    }
+
+    /// Sleeps until something may be due: a commit, a delay that ends, or the next poll.
+    async fn sleep(&mut self) {
+        let until_due = match self.store.next_due(self.work.id).await {
+            Ok(due) => due.unwrap_or(self.options.poll_interval),
+            Err(error) => {
+                debug!(%error, "next due time is not known");
+                self.options.poll_interval
+            }
+        };
+        let work = self.work.clone();
+        let busy = work.running.load(Ordering::Relaxed) > 0;
+        // The database's clock may tick coarser than ours: look a moment after the due time, not just before.
+        let time = (until_due + Duration::from_millis(1)).min(self.options.poll_interval);
+        tokio::select! {
+            () = self.store.woken(work.id) => {}
+            () = tokio::time::sleep(time) => {}
+            () = work.rescheduled.notified() => {}
+            () = work.lanes.drained.notified(), if !busy => {}
+            _ = self.draining.changed() => {}
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Commits outcomes in groups: while one commit is under way, the next group forms.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use laneway_core::{
+    ErrorText, Name, PluginDigest, Reason, SettleReport, Settlement, StateConflict, Store, StoreError, Verdict,
+};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::active::Active;
+use crate::lanes::Item;
+use crate::leases::Leases;
+use crate::options::EngineOptions;
+use crate::slot::settlement;
+use crate::stats::Stats;
+use crate::verdict::rule;
+
+/// First and longest wait before a commit is tried again on a database that is out of reach.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// An ended attempt that waits for its commit.
+pub(crate) struct Outcome {
+    work: Arc<Active>,
+    item: Item,
+    settlement: Settlement,
+    /// The overlay's era that it read and wrote state in, if it did.
+    era: Option<u64>,
+}
+
+impl Outcome {
+    pub fn new(work: &Arc<Active>, item: Item, settlement: Settlement, era: Option<u64>) -> Self {
+        Self { work: work.clone(), item, settlement, era }
+    }
+
+    fn is_stale(&self) -> bool {
+        self.era.is_some_and(|era| self.work.overlay.era() != era)
+    }
+}
+
+/// The queue of outcomes, and the task that commits them.
+pub(crate) struct Settler {
+    store: Arc<dyn Store>,
+    pub leases: Arc<Leases>,
+    pub stats: Arc<Stats>,
+    queue: Mutex<Vec<Outcome>>,
+    wake: Notify,
+    /// Deliveries claimed whose outcome is not yet in the queue.
+    in_hand: AtomicUsize,
+    /// Outcomes in the queue or in the commit under way.
+    unsettled: AtomicUsize,
+    closed: AtomicBool,
+    group_max: usize,
+    group_ready: usize,
+    linger: Duration,
+}
+
+impl Settler {
+    pub fn new(store: Arc<dyn Store>, leases: Arc<Leases>, stats: Arc<Stats>, options: &EngineOptions) -> Self {
+        Self {
+            store,
+            leases,
+            stats,
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            in_hand: AtomicUsize::new(0),
+            unsettled: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            group_max: options.settle_group_max.max(1),
+            group_ready: options.settle_group_ready.clamp(1, options.settle_group_max.max(1)),
+            linger: options.settle_linger,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Outcome>> {
+        // Each critical section leaves the queue whole.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of deliveries that will end in [`Settler::push`] or [`Settler::dropped`].
+    pub fn expect(&self, deliveries: usize) {
+        self.in_hand.fetch_add(deliveries, Ordering::AcqRel);
+    }
+
+    /// Queues the outcome of one delivery.
+    pub fn push(&self, outcome: Outcome) {
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
+        let waiting = {
+            let mut queue = self.lock();
+            queue.push(outcome);
+            queue.len()
+        };
+        let last = self.in_hand.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last || waiting == 1 || waiting == self.group_ready {
+            self.wake.notify_one();
+        }
+    }
+
+    /// A delivery ended without an outcome.
+    pub fn dropped(&self) {
+        if self.in_hand.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Whether nothing is in hand or waiting for a commit.
+    pub fn is_idle(&self) -> bool {
+        self.in_hand.load(Ordering::Acquire) == 0 && self.unsettled.load(Ordering::Acquire) == 0
+    }
+
+    /// Ends [`Settler::run`] once the queue is empty.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Commits groups until closed.
+    pub async fn run(self: Arc<Self>) {
+        while self.wait_for_group().await {
+            let mut group = {
+                let mut queue = self.lock();
+                let take = queue.len().min(self.group_max);
+                queue.drain(..take).collect::<Vec<_>>()
+            };
+            let size = group.len();
+            self.commit(&mut group).await;
+            self.unsettled.fetch_sub(size, Ordering::AcqRel);
+        }
+    }
+
+    /// `false` when closed and empty.
+    async fn wait_for_group(&self) -> bool {
+        while self.lock().is_empty() {
+            if self.closed.load(Ordering::Acquire) {
+                return false;
+            }
+            self.wake.notified().await;
+        }
+        // A commit for a handful costs as much as one for hundreds: wait a moment while more are coming.
+        let deadline = Instant::now() + self.linger;
+        while self.lock().len() < self.group_ready
+            && self.in_hand.load(Ordering::Acquire) > 0
+            && !self.closed.load(Ordering::Acquire)
+        {
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        true
+    }
+
+    /// Commits a group, in parts if need be, until each outcome is committed, dropped or sent to run again.
+    async fn commit(&self, group: &mut Vec<Outcome>) {
+        let mut backoff = BACKOFF.0;
+        let mut part = usize::MAX;
+        while !group.is_empty() {
+            self.rerun_stale(group);
+            let size = part.min(group.len());
+            let mut outcomes: Vec<Outcome> = group.drain(..size).collect();
+            if outcomes.is_empty() {
+                return;
+            }
+            let settlements: Vec<Settlement> = outcomes.iter_mut().map(Outcome::lend).collect();
+            let report = self.store.settle(&settlements).await;
+            for (outcome, settlement) in outcomes.iter_mut().zip(settlements) {
+                outcome.settlement = settlement;
+            }
+            match report {
+                Ok(SettleReport::Committed { lost, duplicates }) => {
+                    Stats::add(&self.stats.groups, 1);
+                    self.committed(outcomes, &lost, &duplicates);
+                    part = usize::MAX;
+                    backoff = BACKOFF.0;
+                }
+                Ok(SettleReport::Conflict(conflict)) => {
+                    self.conflicted(&mut outcomes, &conflict);
+                    group.splice(0..0, outcomes);
+                }
+                Err(error) if error.is_transient() => {
+                    warn!(%error, outcomes = outcomes.len(), "outcomes could not be committed; trying again");
+                    group.splice(0..0, outcomes);
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                }
+                Err(error) if outcomes.len() > 1 => {
+                    warn!(%error, outcomes = outcomes.len(), "a group was refused; looking for the outcome at fault");
+                    part = outcomes.len().div_ceil(2);
+                    group.splice(0..0, outcomes);
+                }
+                Err(error) => {
+                    if let Some(outcome) = outcomes.pop().and_then(|outcome| self.refused(outcome, &error)) {
+                        group.insert(0, outcome);
+                    }
+                    part = usize::MAX;
+                }
+            }
+        }
+    }
+
+    fn committed(&self, outcomes: Vec<Outcome>, lost: &[usize], duplicates: &[usize]) {
+        let stats = &self.stats;
+        let lost: HashSet<usize> = lost.iter().copied().collect();
+        if !lost.is_empty() {
+            info!(outcomes = lost.len(), "leases were lost; these outcomes are dropped");
+        }
+        Stats::add(&stats.lease_lost, lost.len());
+        Stats::add(&stats.duplicates, duplicates.len());
+        self.leases.remove(outcomes.iter().map(|outcome| (outcome.item.token, outcome.item.id)));
+        let mut last: Option<Arc<Active>> = None;
+        for (position, outcome) in outcomes.into_iter().enumerate() {
+            let Outcome { work, settlement, era, .. } = outcome;
+            if let Some(era) = era {
+                work.overlay.committed(era, settlement.writes.iter());
+            }
+            if !lost.contains(&position) {
+                match settlement.verdict {
+                    Verdict::Complete { .. } => Stats::add(&stats.completed, 1),
+                    Verdict::DeadLetter { .. } => Stats::add(&stats.dead_lettered, 1),
+                    Verdict::Retry { counted: false, .. } => {
+                        Stats::add(&stats.released, 1);
+                        work.rescheduled.notify_one();
+                    }
+                    Verdict::Retry { .. } => {
+                        Stats::add(&stats.retried, 1);
+                        work.rescheduled.notify_one();
+                    }
+                }
+            }
+            if last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &work)) {
+                work.lanes.drained.notify_one();
+                last = Some(work);
+            }
+        }
+    }
+
+    /// Takes out what stood in the way, and starts a new era where the chain is broken.
+    fn conflicted(&self, outcomes: &mut Vec<Outcome>, conflict: &StateConflict) {
+        let broken: HashSet<&Name> = conflict.stale.iter().map(|(namespace, _)| namespace).collect();
+        for outcome in outcomes.iter() {
+            if broken.contains(&outcome.work.subscription.name) && !outcome.is_stale() && outcome.era.is_some() {
+                outcome.work.overlay.reset();
+            }
+        }
+        for &position in conflict.duplicates.iter().chain(&conflict.lost) {
+            if let Some(outcome) = outcomes.get_mut(position)
+                && outcome.settlement.writes_state()
+                && !outcome.is_stale()
+            {
+                outcome.work.overlay.reset();
+            }
+        }
+        for &position in &conflict.duplicates {
+            if let Some(outcome) = outcomes.get_mut(position) {
+                Stats::add(&self.stats.duplicates, 1);
+                outcome.settlement = settlement(&outcome.work, &outcome.item, Verdict::Complete { mark: false });
+                outcome.era = None;
+            }
+        }
+        let mut lost: Vec<usize> = conflict.lost.clone();
+        lost.sort_unstable_by(|a, b| b.cmp(a));
+        lost.dedup();
+        for position in lost {
+            if position < outcomes.len() {
+                let outcome = outcomes.remove(position);
+                info!(message = %outcome.item.message.id, "lease lost; the outcome is dropped");
+                Stats::add(&self.stats.lease_lost, 1);
+                self.leases.remove(std::iter::once((outcome.item.token, outcome.item.id)));
+            }
+        }
+    }
+
+    /// Sends outcomes of an era that ended back to their slots.
+    fn rerun_stale(&self, group: &mut Vec<Outcome>) {
+        if !group.iter().any(Outcome::is_stale) {
+            return;
+        }
+        let mut fresh = Vec::with_capacity(group.len());
+        let mut again: Vec<Outcome> = Vec::new();
+        for outcome in group.drain(..) {
+            if outcome.is_stale() { again.push(outcome) } else { fresh.push(outcome) }
+        }
+        Stats::add(&self.stats.reruns, again.len());
+        for mut run in chunk_by_work(again) {
+            let work = run[0].work.clone();
+            self.expect(run.len());
+            let refused = work.lanes.push_front(run.drain(..).map(|outcome| outcome.item).collect());
+            for item in refused {
+                // The node is draining: hand it back instead.
+                self.dropped();
+                fresh.push(Outcome::new(&work, item.clone(), settlement(&work, &item, Verdict::RELEASE), None));
+            }
+        }
+        *group = fresh;
+    }
+
+    /// The database refuses one outcome for good: it becomes a failed attempt, or is left to its lease's end.
+    fn refused(&self, outcome: Outcome, error: &StoreError) -> Option<Outcome> {
+        let Outcome { work, item, settlement: refused, era } = outcome;
+        error!(message = %item.message.id, subscription = %work.subscription.name, %error, "outcome refused");
+        if era.is_some() && refused.writes_state() {
+            work.overlay.reset();
+        }
+        if !matches!(refused.verdict, Verdict::Complete { .. }) {
+            self.leases.remove(std::iter::once((item.token, item.id)));
+            return None;
+        }
+        let failure =
+            laneway_core::Failure::Retry { reason: Reason::HOST, error: ErrorText::new(error.to_string()) };
+        let digest = PluginDigest::from_hex("");
+        let ruling = rule(&work.subscription, failure, item.attempt, item.elapsed(), &digest, rand::random())?;
+        let settlement = settlement(&work, &item, ruling.verdict);
+        Some(Outcome { work, item, settlement, era: None })
+    }
+}
+
+impl Outcome {
+    /// Moves the settlement out for a call to the store; the caller puts it back.
+    fn lend(&mut self) -> Settlement {
+        let empty = settlement(&self.work, &self.item, Verdict::RELEASE);
+        std::mem::replace(&mut self.settlement, empty)
+    }
+}
+
+fn chunk_by_work(outcomes: Vec<Outcome>) -> Vec<Vec<Outcome>> {
+    let mut chunks: Vec<Vec<Outcome>> = Vec::new();
+    for outcome in outcomes {
+        match chunks.iter_mut().find(|chunk| Arc::ptr_eq(&chunk[0].work, &outcome.work)) {
+            Some(chunk) => chunk.push(outcome),
+            None => chunks.push(vec![outcome]),
+        }
+    }
+    chunks
+}

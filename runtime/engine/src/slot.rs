@@ -1,0 +1,213 @@
+//! A slot: runs one message (or one publisher's batch) after the other.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use laneway_core::{
+    Attempt, Call, CounterAdd, Effects, ErrorText, Failure, Interrupt, Invocation, PluginDigest, Reason, SandboxUse,
+    Settlement, Verdict,
+};
+use tracing::{debug, error, info, warn};
+
+use crate::active::Active;
+use crate::lanes::Item;
+use crate::overlay::Accepted;
+use crate::settler::{Outcome, Settler};
+use crate::stats::Stats;
+use crate::verdict::{Ruling, rule, rule_unstarted};
+
+/// Messages after which a slot lets other tasks of its thread run.
+const YIELD_EVERY: u32 = 32;
+
+/// Runs messages until the subscription's buffer is closed.
+pub(crate) async fn run(work: Arc<Active>, settler: Arc<Settler>, interrupt: Interrupt) {
+    let batch = work.publish_batch();
+    let low_water = work.claim_batch() / 2;
+    let mut items = Vec::with_capacity(batch);
+    let mut since_yield = 0;
+    while work.lanes.next(batch, low_water, &mut items).await {
+        work.running.fetch_add(items.len(), Ordering::Relaxed);
+        let count = items.len();
+        attempt(&work, &settler, &interrupt, &mut items).await;
+        work.running.fetch_sub(count, Ordering::Relaxed);
+        since_yield += 1;
+        if since_yield >= YIELD_EVERY {
+            since_yield = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn attempt(work: &Arc<Active>, settler: &Settler, interrupt: &Interrupt, items: &mut Vec<Item>) {
+    items.retain(|item| !ended_unstarted(work, settler, item));
+    // An attempt that read state which changed under it runs again at once; each round, some attempt has won.
+    while !items.is_empty() {
+        let era = work.overlay.era();
+        let calls: Vec<Call> = items.iter().map(|item| call(work, interrupt, item)).collect();
+        let started = Instant::now();
+        let invocations = AssertUnwindSafe(work.invoker.invoke(&calls)).catch_unwind().await;
+        let invocations = checked(invocations, calls.len(), started);
+        work.pace.ran(started.elapsed() / u32::try_from(calls.len()).unwrap_or(1));
+        let mut again = Vec::new();
+        for (item, invocation) in items.drain(..).zip(invocations) {
+            settler.stats.sandbox(invocation.used.elapsed);
+            if let Some(item) = finish(work, settler, item, invocation, era) {
+                Stats::add(&settler.stats.reruns, 1);
+                again.push(item);
+            }
+        }
+        *items = again;
+    }
+}
+
+/// Whether a delivery is not to be run: lost meanwhile, processed before, or out of attempts.
+fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
+    if !settler.leases.holds(item.token, item.id) {
+        warn!(message = %item.message.id, subscription = %work.subscription.name, "lease lost before the start");
+        Stats::add(&settler.stats.lease_lost, 1);
+        settler.dropped();
+        return true;
+    }
+    let verdict = if item.processed {
+        debug!(message = %item.message.id, subscription = %work.subscription.name, "processed before");
+        Stats::add(&settler.stats.duplicates, 1);
+        Verdict::Complete { mark: false }
+    } else if let Some(verdict) = rule_unstarted(&work.subscription, item.attempt) {
+        error!(message = %item.message.id, subscription = %work.subscription.name, "attempts used up without an end");
+        verdict
+    } else {
+        return false;
+    };
+    settler.push(Outcome::new(work, item.clone(), settlement(work, item, verdict), None));
+    true
+}
+
+fn call(work: &Active, interrupt: &Interrupt, item: &Item) -> Call {
+    Call {
+        message: item.message.clone(),
+        attempt: Attempt {
+            number: item.attempt,
+            max: work.subscription.retry.attempts_max(),
+            lane: item.lane,
+            timeout: work.subscription.timeout,
+            maybe_duplicate: item.attempt > 1,
+        },
+        state: work.overlay.clone(),
+        interrupt: interrupt.clone(),
+    }
+}
+
+type Caught = Result<Vec<Invocation>, Box<dyn std::any::Any + Send>>;
+
+/// Answers for each message even if the invoker broke its word.
+fn checked(invocations: Caught, wanted: usize, started: Instant) -> Vec<Invocation> {
+    let why = match invocations {
+        Ok(invocations) if invocations.len() == wanted => return invocations,
+        Ok(invocations) => format!("{} answers for {wanted} messages", invocations.len()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            format!("the host panicked: {text}")
+        }
+    };
+    error!(why, "an attempt broke the host; it will be tried again");
+    let failed = Invocation {
+        result: Err(Failure::Retry { reason: Reason::HOST, error: ErrorText::new(why) }),
+        effects: Effects::default(),
+        plugin: PluginDigest::from_hex(""),
+        used: SandboxUse { elapsed: started.elapsed() },
+    };
+    vec![failed; wanted]
+}
+
+/// Hands the outcome to the settler; gives the item back if it must run again.
+fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocation, era: u64) -> Option<Item> {
+    let Invocation { result, mut effects, plugin, .. } = invocation;
+    let ruling: Ruling = match result {
+        Ok(()) => Verdict::Complete { mark: work.subscription.idempotent }.into(),
+        Err(failure) => {
+            effects.writes.clear();
+            effects.adds.clear();
+            effects.emits.clear();
+            tell(work, &item, &failure, &plugin);
+            match rule(&work.subscription, failure, item.attempt, item.elapsed(), &plugin, rand::random()) {
+                Some(ruling) => ruling,
+                None => return Some(item),
+            }
+        }
+    };
+    if let Some(pause) = ruling.pause {
+        work.pause(pause);
+        for item in work.lanes.take_all() {
+            let settlement = settlement(work, &item, release_after(pause));
+            settler.push(Outcome::new(work, item, settlement, None));
+        }
+    }
+    let mut settlement = settlement(work, &item, ruling.verdict);
+    settlement.adds = effects
+        .adds
+        .drain(..)
+        .map(|(key, delta)| CounterAdd { namespace: work.subscription.name.clone(), key, delta })
+        .collect();
+    settlement.emits = std::mem::take(&mut effects.emits);
+    if effects.reads.is_empty() && effects.writes.is_empty() {
+        settler.push(Outcome::new(work, item, settlement, None));
+        return None;
+    }
+    let mut item = Some(item);
+    work.overlay.accept(era, &mut effects, |accepted: Accepted| {
+        settlement.reads = accepted.reads;
+        settlement.writes = accepted.writes;
+        if let Some(item) = item.take() {
+            settler.push(Outcome::new(work, item, settlement, Some(era)));
+        }
+    });
+    item
+}
+
+fn tell(work: &Active, item: &Item, failure: &Failure, plugin: &PluginDigest) {
+    let (kind, reason, error) = match failure {
+        Failure::Interrupted => {
+            info!(message = %item.message.id, subscription = %work.subscription.name, "attempt interrupted");
+            return;
+        }
+        Failure::Stale => return,
+        Failure::Throttled { error, .. } => ("throttled", "", error),
+        Failure::Retry { reason, error } => ("retry", reason.as_str(), error),
+        Failure::Reject { reason, error } => ("reject", reason.as_str(), error),
+        Failure::UnknownOutcome { reason, error } => ("unknown outcome", reason.as_str(), error),
+        Failure::Misconfigured { reason, error } => ("misconfigured", reason.as_str(), error),
+    };
+    warn!(
+        message = %item.message.id,
+        subscription = %work.subscription.name,
+        attempt = item.attempt,
+        plugin = %plugin,
+        kind,
+        reason,
+        %error,
+        "attempt failed"
+    );
+}
+
+pub(crate) fn settlement(work: &Active, item: &Item, verdict: Verdict) -> Settlement {
+    Settlement {
+        subscription: work.id,
+        delivery: item.id,
+        token: item.token,
+        message: item.message.id.clone(),
+        verdict,
+        reads: Vec::new(),
+        writes: Vec::new(),
+        adds: Vec::new(),
+        emits: Vec::new(),
+    }
+}
+
+/// A verdict that hands a delivery back after a pause, uncounted.
+fn release_after(pause: Duration) -> Verdict {
+    Verdict::Retry { delay: pause, counted: false, error: None }
+}

@@ -1,0 +1,155 @@
+//! What follows an attempt, by the subscription's policies.
+
+use std::time::Duration;
+
+use laneway_core::{ErrorText, Failure, PluginDigest, Reason, RetryDecision, Subscription, Verdict};
+
+/// Pause of a subscription whose destination asked for one without saying how long.
+const THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
+/// Longest pause that a destination can ask for.
+const THROTTLE_MAX: Duration = Duration::from_secs(60 * 60);
+/// Pause of a subscription that cannot work as it is configured.
+const MISCONFIGURED_PAUSE: Duration = Duration::from_secs(30);
+
+/// A verdict, and how long the subscription rests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ruling {
+    pub verdict: Verdict,
+    pub pause: Option<Duration>,
+}
+
+impl From<Verdict> for Ruling {
+    fn from(verdict: Verdict) -> Self {
+        Self { verdict, pause: None }
+    }
+}
+
+/// Rules on a failed attempt. `None` means: run it again at once. `random` is drawn uniformly from 0 to 1.
+pub(crate) fn rule(
+    subscription: &Subscription,
+    failure: Failure,
+    attempt: u32,
+    elapsed: Duration,
+    plugin: &PluginDigest,
+    random: f64,
+) -> Option<Ruling> {
+    let retry = |reason: Reason, error: ErrorText| -> Ruling {
+        match subscription.retry.decide(attempt, elapsed, random) {
+            RetryDecision::After(delay) => {
+                let error = Some(ErrorText::new(format!("{reason}: {error}")));
+                Verdict::Retry { delay, counted: true, error }.into()
+            }
+            RetryDecision::AttemptsExhausted | RetryDecision::TimeExhausted => dead(reason, error, plugin),
+        }
+    };
+    Some(match failure {
+        Failure::Retry { reason, error } => retry(reason, error),
+        Failure::Reject { reason, error } => dead(reason, error, plugin),
+        Failure::UnknownOutcome { reason, error } if subscription.review_unknown_outcome => {
+            dead(reason, error, plugin)
+        }
+        Failure::UnknownOutcome { reason, error } => retry(reason, error),
+        Failure::Throttled { after, error } => {
+            let pause = after.unwrap_or(THROTTLE_DEFAULT).min(THROTTLE_MAX);
+            Ruling {
+                verdict: Verdict::Retry { delay: pause, counted: false, error: Some(error) },
+                pause: Some(pause),
+            }
+        }
+        Failure::Misconfigured { reason, error } => Ruling {
+            verdict: Verdict::Retry {
+                delay: MISCONFIGURED_PAUSE,
+                counted: false,
+                error: Some(ErrorText::new(format!("{reason}: {error}"))),
+            },
+            pause: Some(MISCONFIGURED_PAUSE),
+        },
+        Failure::Interrupted => Verdict::RELEASE.into(),
+        Failure::Stale => return None,
+    })
+}
+
+fn dead(reason: Reason, error: ErrorText, plugin: &PluginDigest) -> Ruling {
+    Verdict::DeadLetter { reason, error, plugin: Some(plugin.clone()) }.into()
+}
+
+/// Rules on a delivery that was claimed more often than it may be run: each of its nodes ended, or lost the lease,
+/// before an outcome was settled.
+pub(crate) fn rule_unstarted(subscription: &Subscription, attempt: u32) -> Option<Verdict> {
+    let max = subscription.retry.attempts_max();
+    (attempt > max).then(|| Verdict::DeadLetter {
+        reason: Reason::LEASE_EXPIRED,
+        error: ErrorText::new(format!(
+            "attempt {attempt} of {max} was claimed, but the node of each earlier one ended before it was settled"
+        )),
+        plugin: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use laneway_core::{Name, Priority, RetryPolicy, SubscriptionKind, TopicPattern};
+
+    use super::*;
+
+    fn subscription() -> Subscription {
+        Subscription {
+            name: Name::parse("s").unwrap(),
+            pattern: TopicPattern::parse("a").unwrap(),
+            kind: SubscriptionKind::Publisher,
+            lane_threshold: Priority::NORMAL,
+            idempotent: false,
+            retry: RetryPolicy { max_attempts: 2, jitter: 0.0, ..RetryPolicy::default() },
+            lease: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            concurrency: 1,
+            claim_batch: 1,
+            publish_batch: 1,
+            review_unknown_outcome: false,
+        }
+    }
+
+    fn ruled(subscription: &Subscription, failure: Failure, attempt: u32) -> Ruling {
+        rule(subscription, failure, attempt, Duration::ZERO, &PluginDigest::from_hex("d"), 0.5).unwrap()
+    }
+
+    fn why() -> (Reason, ErrorText) {
+        (Reason::of_guest("x"), ErrorText::new("y"))
+    }
+
+    #[test]
+    fn failures_are_typed() {
+        let subscription = subscription();
+        let (reason, error) = why();
+        let retry = ruled(&subscription, Failure::Retry { reason: reason.clone(), error: error.clone() }, 1);
+        assert!(matches!(retry.verdict, Verdict::Retry { counted: true, delay, .. } if delay.as_secs() == 1));
+        let last = ruled(&subscription, Failure::Retry { reason: reason.clone(), error: error.clone() }, 2);
+        assert!(matches!(last.verdict, Verdict::DeadLetter { .. }));
+        let reject = ruled(&subscription, Failure::Reject { reason: reason.clone(), error: error.clone() }, 1);
+        assert!(matches!(reject.verdict, Verdict::DeadLetter { .. }));
+        let throttled = ruled(&subscription, Failure::Throttled { after: None, error: error.clone() }, 2);
+        assert!(matches!(throttled.verdict, Verdict::Retry { counted: false, .. }));
+        assert_eq!(throttled.pause, Some(THROTTLE_DEFAULT));
+        let config = ruled(&subscription, Failure::Misconfigured { reason, error }, 2);
+        assert!(matches!(config.verdict, Verdict::Retry { counted: false, .. }) && config.pause.is_some());
+    }
+
+    #[test]
+    fn the_policy_decides_on_an_unknown_outcome() {
+        let (reason, error) = why();
+        let failure = Failure::UnknownOutcome { reason, error };
+        let retrying = subscription();
+        assert!(matches!(ruled(&retrying, failure.clone(), 1).verdict, Verdict::Retry { counted: true, .. }));
+        let reviewing = Subscription { review_unknown_outcome: true, ..retrying };
+        assert!(matches!(ruled(&reviewing, failure, 1).verdict, Verdict::DeadLetter { .. }));
+    }
+
+    #[test]
+    fn a_delivery_that_keeps_losing_its_node_is_dead_lettered() {
+        assert_eq!(rule_unstarted(&subscription(), 2), None);
+        assert!(matches!(
+            rule_unstarted(&subscription(), 3),
+            Some(Verdict::DeadLetter { reason: Reason::LEASE_EXPIRED, .. })
+        ));
+    }
+}
