@@ -1,0 +1,62 @@
+//! Publisher that forwards each message as one HTTP request, its payload as the body.
+//!
+//! Configuration:
+//!
+//! | key | value |
+//! |---|---|
+//! | `url` | where to: `http://` or `https://`; the host must be granted |
+//! | `method` | `POST` (the default), `PUT`, `PATCH` or `DELETE` |
+//! | `timeout_ms` | longest wait for the head of the response; 30000 if missing, never past the attempt's time |
+//! | `headers` | names of further headers, separated by commas |
+//! | `header.<Name>` | value of each of them |
+//!
+//! The request has the message's content type, and the headers `laneway-message-id` (the same in every attempt: the
+//! receiver can deduplicate by it), `laneway-topic`, `laneway-attempt`, and `laneway-key` and `laneway-tenant` if the
+//! message has them, where `%` and what is not visible ASCII is percent-encoded. The message's own headers are sent as
+//! they are, but for those that HTTP itself or the above speak for, and those that no HTTP header can be. A header of
+//! the configuration replaces one of the same name. What the answer means for the message is told in `answer.rs`.
+
+mod answer;
+mod exchange;
+mod request;
+mod settings;
+
+use std::time::Duration;
+
+use laneway_sdk::prelude::*;
+
+use crate::exchange::Stopwatch;
+use crate::settings::Settings;
+
+/// Least time that a request is begun with.
+const TIME_MIN: Duration = Duration::from_millis(20);
+
+fn publish(batch: &[Item]) -> Result<Vec<Result<Receipt, Failure>>, Failure> {
+    let settings =
+        Settings::read(config::get).map_err(|errors| Failure::misconfigured("config", errors.join("; ")))?;
+    let watch = Stopwatch::start();
+    // One after another: the host runs batches side by side. All have the time of the shortest.
+    let time = batch.iter().map(|item| item.attempt.deadline_ms).min().map_or(Duration::ZERO, usable);
+    Ok(batch
+        .iter()
+        .map(|item| match time.saturating_sub(watch.elapsed()) {
+            left if left < TIME_MIN => {
+                Err(Failure::retry("no_time", "the attempt's time was used up before this message's turn"))
+            }
+            left => exchange::send(&settings, item, left.min(settings.timeout)),
+        })
+        .collect())
+}
+
+/// The part of an attempt's time that requests may take: the rest is for saying how they ended, since an attempt that
+/// runs out of time can say nothing.
+fn usable(deadline_ms: u64) -> Duration {
+    let all = Duration::from_millis(deadline_ms);
+    all.saturating_sub((all / 10).min(Duration::from_millis(500)))
+}
+
+fn check() -> Result<(), Vec<String>> {
+    Settings::read(config::get).map(drop)
+}
+
+laneway_sdk::publisher!(batch = publish, validate = check);

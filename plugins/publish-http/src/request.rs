@@ -1,0 +1,159 @@
+//! Which headers a message becomes.
+
+use laneway_sdk::Item;
+
+/// Headers of the connection, of the framing, or made here: a message's own do not pass.
+const RESERVED: [&str; 16] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+const PREFIX: &str = "laneway-";
+
+/// The headers of a message's request: names and values, those of the configuration last.
+pub fn headers(item: &Item, configured: &[(String, String)]) -> Vec<(String, String)> {
+    let message = &item.message;
+    let content_type = if is_header_value(&message.content_type) && !message.content_type.is_empty() {
+        message.content_type.as_str()
+    } else {
+        "application/octet-stream"
+    };
+    let mut made = vec![
+        ("content-type".to_owned(), content_type.to_owned()),
+        ("content-length".to_owned(), message.body.len().to_string()),
+        ("laneway-message-id".to_owned(), message.id.clone()),
+        ("laneway-topic".to_owned(), message.topic.clone()),
+        ("laneway-attempt".to_owned(), item.attempt.number.to_string()),
+    ];
+    if let Some(key) = &message.key {
+        made.push(("laneway-key".to_owned(), percent_encoded(key)));
+    }
+    if let Some(tenant) = &message.tenant {
+        made.push(("laneway-tenant".to_owned(), percent_encoded(tenant)));
+    }
+    for header in &message.headers {
+        if is_header_name(&header.name) && !is_reserved(&header.name) && is_header_value(&header.value) {
+            made.push((header.name.clone(), header.value.clone()));
+        }
+    }
+    made.retain(|(name, _)| !configured.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)));
+    made.extend_from_slice(configured);
+    made
+}
+
+/// Whether a name speaks for HTTP itself or is made here.
+pub fn is_reserved(name: &str) -> bool {
+    RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
+        || name.get(..PREFIX.len()).is_some_and(|head| head.eq_ignore_ascii_case(PREFIX))
+}
+
+/// Whether a text can be the name of a header: a token of HTTP.
+pub fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+/// Whether a text can be the value of a header: no control character but the tab.
+pub fn is_header_value(value: &str) -> bool {
+    value.bytes().all(|byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
+}
+
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use laneway_sdk::{Attempt, Header, Lane, Message};
+
+    use super::*;
+
+    fn item(headers: &[(&str, &str)]) -> Item {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| Header { name: (*name).to_owned(), value: (*value).to_owned() })
+            .collect();
+        Item {
+            message: Message {
+                id: "id-1".to_owned(),
+                topic: "orders.created".to_owned(),
+                key: Some("50% of ä".to_owned()),
+                content_type: "text/csv".to_owned(),
+                headers,
+                tenant: None,
+                priority: 0,
+                body: b"a,b".to_vec(),
+            },
+            attempt: Attempt { number: 3, max: 5, lane: Lane::Primary, deadline_ms: 1000, maybe_duplicate: true },
+        }
+    }
+
+    fn value<'a>(headers: &'a [(String, String)], name: &str) -> Vec<&'a str> {
+        headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str()).collect()
+    }
+
+    #[test]
+    fn the_envelope_travels_as_headers() {
+        let headers = headers(&item(&[]), &[]);
+        assert_eq!(value(&headers, "content-type"), ["text/csv"]);
+        assert_eq!(value(&headers, "content-length"), ["3"]);
+        assert_eq!(value(&headers, "laneway-message-id"), ["id-1"]);
+        assert_eq!(value(&headers, "laneway-topic"), ["orders.created"]);
+        assert_eq!(value(&headers, "laneway-attempt"), ["3"]);
+        assert_eq!(value(&headers, "laneway-key"), ["50%25%20of%20%C3%A4"]);
+        assert!(value(&headers, "laneway-tenant").is_empty());
+    }
+
+    #[test]
+    fn headers_of_the_message_pass_unless_http_or_laneway_speaks_for_them() {
+        let sent = headers(
+            &item(&[
+                ("x-trace", "1"),
+                ("Host", "evil"),
+                ("Transfer-Encoding", "chunked"),
+                ("Content-Length", "0"),
+                ("Laneway-Message-Id", "forged"),
+                ("bad name", "x"),
+                ("x-split", "a\r\nb: c"),
+            ]),
+            &[],
+        );
+        assert_eq!(value(&sent, "x-trace"), ["1"]);
+        assert_eq!(value(&sent, "content-length"), ["3"]);
+        assert_eq!(value(&sent, "laneway-message-id"), ["id-1"]);
+        for name in ["host", "transfer-encoding", "bad name", "x-split"] {
+            assert!(value(&sent, name).is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_configured_header_replaces_one_of_the_message() {
+        let configured = [
+            ("Authorization".to_owned(), "ours".to_owned()),
+            ("Content-Type".to_owned(), "application/json".to_owned()),
+        ];
+        let sent = headers(&item(&[("authorization", "theirs")]), &configured);
+        assert_eq!(value(&sent, "authorization"), ["ours"]);
+        assert_eq!(value(&sent, "content-type"), ["application/json"]);
+    }
+}

@@ -1,0 +1,307 @@
+//! `laneway bench`: enqueue, drain and latency with a handler that does nothing, on an empty database.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use async_trait::async_trait;
+use laneway_core::{
+    Call, Invocation, Invoker, MessageId, Name, NewMessage, Priority, RetryPolicy, Store, Subscription,
+    SubscriptionId, SubscriptionKind, Topic, TopicPattern, Topology,
+};
+use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot};
+use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
+use laneway_store::Storage;
+use serde::Serialize;
+use tracing::info;
+
+use crate::Shared;
+use crate::commands::run::sandbox;
+use crate::output;
+
+/// Messages in one transaction of the producer.
+const ENQUEUE_BATCH: usize = 100;
+/// How long a drain may stand still before the measurement is given up.
+const STALL: Duration = Duration::from_secs(30);
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Messages to drain in each measurement
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    messages: u32,
+    /// Payload of a message, in bytes
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    payload: u32,
+    /// Messages a second in the measurement of latency
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rate: u32,
+    /// Length of the measurement of latency, in seconds; 0 leaves it out
+    #[arg(long, default_value_t = 15)]
+    seconds: u32,
+    /// Handler component; `cargo xtask plugins` builds one that does nothing
+    #[arg(long, value_name = "FILE", default_value = "target/plugins/noop.wasm")]
+    handler: PathBuf,
+    /// Messages that run at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    concurrency: u32,
+    /// Deliveries in one claim
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    claim_batch: u32,
+}
+
+#[derive(Serialize)]
+struct Report {
+    storage: &'static str,
+    messages: u32,
+    enqueue_per_s: f64,
+    drain_per_s: Modes,
+    latency_ms: Option<Latency>,
+    sandbox_us: Modes,
+    round_trips_per_message: f64,
+    wal_bytes_per_message: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct Modes {
+    fresh: f64,
+    reuse: f64,
+}
+
+#[derive(Serialize)]
+struct Latency {
+    p50: f64,
+    p99: f64,
+}
+
+/// What one drain came to.
+struct Drain {
+    per_second: f64,
+    sandbox_us: f64,
+    round_trips: f64,
+    wal_bytes: Option<f64>,
+}
+
+/// Notes when each message's handler starts.
+struct Started {
+    inner: Arc<dyn Invoker>,
+    first: Mutex<Option<Instant>>,
+    each: Option<Mutex<HashMap<MessageId, Instant>>>,
+}
+
+#[async_trait]
+impl Invoker for Started {
+    async fn invoke(&self, calls: &[Call]) -> Vec<Invocation> {
+        let now = Instant::now();
+        match &self.each {
+            Some(each) => {
+                let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
+                for call in calls {
+                    each.entry(call.message.id.clone()).or_insert(now);
+                }
+            }
+            None => {
+                self.first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(now);
+            }
+        }
+        self.inner.invoke(calls).await
+    }
+}
+
+struct Bench {
+    args: Args,
+    storage: Storage,
+    store: Arc<dyn Store>,
+    topology: Topology,
+    id: SubscriptionId,
+    host: Arc<Host>,
+    component: Vec<u8>,
+}
+
+pub async fn run(shared: &Shared, args: Args) -> Result<()> {
+    let Some(url) = &shared.storage else {
+        bail!("bench fills a database: name an empty one with --storage");
+    };
+    let storage = Storage::parse(url).context("--storage")?;
+    let component = std::fs::read(&args.handler).with_context(|| {
+        format!("failed to read {}; build it with `cargo xtask plugins`, or name one with --handler", args.handler.display())
+    })?;
+    storage.migrate().await?;
+    let store = storage.open().await?;
+    ensure!(
+        store.topology().await?.is_none_or(|topology| topology.subscriptions.iter().all(|(n, _)| n.as_str() == "bench")),
+        "the database has subscriptions already; bench wants an empty one"
+    );
+    let topology =
+        Topology { subscriptions: vec![subscription(&args)?], payload_bytes_max: args.payload.max(1024 * 1024) };
+    let applied = store.apply(&topology).await?;
+    let host = Host::new(HostOptions { cache_dir: None, ..HostOptions::default() })?;
+    let id = applied.subscriptions[0].1;
+    let bench = Bench { args, storage, store, topology, id, host, component };
+
+    let enqueue_per_s = bench.enqueue().await?;
+    info!(per_s = enqueue_per_s as u64, "enqueued");
+    let fresh = bench.drain(false).await?;
+    info!(per_s = fresh.per_second as u64, "drained with fresh instances");
+    bench.enqueue().await?;
+    let reuse = bench.drain(true).await?;
+    info!(per_s = reuse.per_second as u64, "drained with reused instances");
+    let latency_ms = if bench.args.seconds == 0 { None } else { Some(bench.latency().await?) };
+    let report = Report {
+        storage: bench.storage.kind(),
+        messages: bench.args.messages,
+        enqueue_per_s: round(enqueue_per_s, 0),
+        drain_per_s: Modes { fresh: round(fresh.per_second, 0), reuse: round(reuse.per_second, 0) },
+        latency_ms,
+        sandbox_us: Modes { fresh: round(fresh.sandbox_us, 2), reuse: round(reuse.sandbox_us, 2) },
+        round_trips_per_message: round(fresh.round_trips, 5),
+        wal_bytes_per_message: fresh.wal_bytes.map(|bytes| round(bytes, 0)),
+    };
+    output::json(&report)
+}
+
+fn round(figure: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (figure * scale).round() / scale
+}
+
+fn subscription(args: &Args) -> Result<Subscription> {
+    Ok(Subscription {
+        name: Name::parse("bench")?,
+        pattern: TopicPattern::parse("bench.message")?,
+        kind: SubscriptionKind::Handler,
+        lane_threshold: Priority::NORMAL,
+        idempotent: true,
+        retry: RetryPolicy::default(),
+        lease: Duration::from_secs(30),
+        timeout: Duration::from_secs(30),
+        concurrency: args.concurrency,
+        claim_batch: args.claim_batch,
+        publish_batch: 1,
+        review_unknown_outcome: false,
+    })
+}
+
+impl Bench {
+    fn message(&self) -> Result<NewMessage> {
+        Ok(NewMessage::new(Topic::parse("bench.message")?, vec![b'x'; self.args.payload as usize]))
+    }
+
+    /// One producer, committing by hundreds. Messages a second.
+    async fn enqueue(&self) -> Result<f64> {
+        let template = self.message()?;
+        let mut left = self.args.messages as usize;
+        let started = Instant::now();
+        while left > 0 {
+            let size = left.min(ENQUEUE_BATCH);
+            let batch: Vec<NewMessage> =
+                (0..size).map(|_| NewMessage { id: MessageId::generate(), ..template.clone() }).collect();
+            self.store.enqueue(&batch).await?;
+            left -= size;
+        }
+        Ok(f64::from(self.args.messages) / started.elapsed().as_secs_f64())
+    }
+
+    fn start(&self, reuse: bool, each: bool, sandbox: &tokio::runtime::Runtime) -> Result<(Engine, Arc<Started>)> {
+        let subscription = self.topology.subscriptions[0].clone();
+        let spec = PluginSpec {
+            name: subscription.name.clone(),
+            kind: SubscriptionKind::Handler,
+            config: std::collections::BTreeMap::new(),
+            grants: Grants::default(),
+            limits: Limits::default(),
+            reuse,
+            payload_bytes_max: u64::from(self.topology.payload_bytes_max),
+        };
+        let started = Arc::new(Started {
+            inner: self.host.plugin(&self.component, spec)?,
+            first: Mutex::new(None),
+            each: each.then(Mutex::default),
+        });
+        let binding = Binding { subscription, id: self.id, invoker: started.clone() };
+        let options = EngineOptions::new(Name::parse("bench")?);
+        Ok((Engine::start(&self.store, vec![binding], options, sandbox.handle()), started))
+    }
+
+    /// From the first handler's start to the last durable settlement.
+    async fn drain(&self, reuse: bool) -> Result<Drain> {
+        let sandbox = sandbox(None)?;
+        let wanted = u64::from(self.args.messages);
+        let wal = self.storage.wal_position().await?;
+        let trips = self.store.round_trips();
+        let (engine, started) = self.start(reuse, false, &sandbox)?;
+        let stats = engine.stats().clone();
+        let snapshot = settled(|| stats.snapshot(), wanted).await?;
+        let end = Instant::now();
+        let trips = self.store.round_trips() - trips;
+        let wal = match (wal, self.storage.wal_position().await?) {
+            (Some(before), Some(after)) => Some((after - before) as f64 / wanted as f64),
+            _ => None,
+        };
+        engine.drain().await;
+        sandbox.shutdown_background();
+        let first = started.first.lock().unwrap_or_else(PoisonError::into_inner).context("nothing ran")?;
+        ensure!(snapshot.attempts == wanted, "{} attempts for {wanted} messages", snapshot.attempts);
+        Ok(Drain {
+            per_second: wanted as f64 / (end - first).as_secs_f64(),
+            sandbox_us: snapshot.sandbox_nanos as f64 / snapshot.attempts as f64 / 1000.0,
+            round_trips: trips as f64 / wanted as f64,
+            wal_bytes: wal,
+        })
+    }
+
+    /// From a commit's return in the producer to the start of the handler, by a steady pace, one message a commit.
+    async fn latency(&self) -> Result<Latency> {
+        let sandbox = sandbox(None)?;
+        // A store of its own, as another process would have.
+        let producer = self.storage.open().await?;
+        let (engine, started) = self.start(false, true, &sandbox)?;
+        let stats = engine.stats().clone();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let total = self.args.rate * self.args.seconds;
+        let mut committed = Vec::with_capacity(total as usize);
+        let begin = Instant::now();
+        for i in 0..total {
+            let due = begin + Duration::from_secs_f64(f64::from(i) / f64::from(self.args.rate));
+            tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
+            let message = self.message()?;
+            let id = message.id.clone();
+            producer.enqueue(std::slice::from_ref(&message)).await?;
+            committed.push((id, Instant::now()));
+        }
+        settled(|| stats.snapshot(), u64::from(total)).await?;
+        engine.drain().await;
+        sandbox.shutdown_background();
+        let each = started.each.as_ref().context("starts were not noted")?;
+        let each = each.lock().unwrap_or_else(PoisonError::into_inner);
+        // The handler can win the race against the producer's own return: that is no wait.
+        let mut waits: Vec<f64> = committed
+            .iter()
+            .filter_map(|(id, at)| each.get(id).map(|start| start.saturating_duration_since(*at)))
+            .map(|wait| wait.as_secs_f64() * 1000.0)
+            .collect();
+        ensure!(waits.len() == committed.len(), "{} of {} messages ran", waits.len(), committed.len());
+        waits.sort_by(f64::total_cmp);
+        let at = |part: f64| round(waits[((waits.len() - 1) as f64 * part) as usize], 3);
+        Ok(Latency { p50: at(0.50), p99: at(0.99) })
+    }
+}
+
+/// Waits until so many messages are settled as processed.
+async fn settled(snapshot: impl Fn() -> StatsSnapshot, wanted: u64) -> Result<StatsSnapshot> {
+    let mut last = (0, Instant::now());
+    loop {
+        let stats = snapshot();
+        if stats.completed >= wanted {
+            return Ok(stats);
+        }
+        if stats.completed > last.0 {
+            last = (stats.completed, Instant::now());
+        }
+        if last.1.elapsed() > STALL {
+            bail!("the drain stands still at {} of {wanted} messages", stats.completed);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

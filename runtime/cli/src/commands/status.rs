@@ -1,0 +1,42 @@
+//! `laneway status`: everything at a glance.
+
+use anyhow::Result;
+
+use crate::Shared;
+use crate::{config, output};
+
+pub async fn run(shared: &Shared) -> Result<()> {
+    let store = config::storage(shared.storage.as_deref(), &shared.config)?.open().await?;
+    let status = store.status().await?;
+    if shared.json {
+        return output::json(&status);
+    }
+    let mut rows = Vec::new();
+    for subscription in &status.subscriptions {
+        for lane in &subscription.lanes {
+            rows.push([
+                subscription.name.to_string(),
+                if subscription.active { subscription.kind.clone() } else { format!("{} (off)", subscription.kind) },
+                subscription.pattern.clone(),
+                lane.lane.as_str().to_owned(),
+                lane.due.to_string(),
+                lane.leased.to_string(),
+                lane.delayed.to_string(),
+                lane.oldest_due_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age:.1} s")),
+                subscription.dead_letters.to_string(),
+            ]);
+        }
+    }
+    output::table(["SUBSCRIPTION", "KIND", "TOPIC", "LANE", "DUE", "LEASED", "DELAYED", "OLDEST", "DEAD"], &rows)?;
+    output::line("")?;
+    output::line(&format!(
+        "{} message(s), {} of them matched no subscription; topology revision {}",
+        status.messages,
+        status.unrouted,
+        status.topology_revision.map_or_else(|| "none".to_owned(), |revision| revision.to_string())
+    ))?;
+    for node in &status.nodes {
+        output::line(&format!("node {} was last seen at {}", node.name, node.seen_at))?;
+    }
+    Ok(())
+}

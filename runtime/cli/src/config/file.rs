@@ -1,0 +1,365 @@
+//! The file as it is written, and its checks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use laneway_core::{Name, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind, TopicPattern};
+use laneway_host::{Grants, HttpGrant, Limits, PluginSpec};
+use laneway_store::Storage;
+use serde::{Deserialize, Deserializer};
+
+use super::{Config, SubscriptionConfig};
+
+/// The commented file with every key: what `laneway config` prints.
+pub const REFERENCE: &str = include_str!("reference.toml");
+
+/// Shortest lease and timeout: below it, renewal is a race against the scheduler.
+const LEASE_MIN: Duration = Duration::from_millis(100);
+/// Most messages that one node runs at once for one subscription.
+const CONCURRENCY_MAX: u32 = 1024;
+/// Most deliveries that one claim takes.
+const CLAIM_BATCH_MAX: u32 = 4096;
+/// Most bytes that a payload may have: what the databases' rows and the sandbox can carry with ease.
+const PAYLOAD_BYTES_MAX: u32 = 64 * 1024 * 1024;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    #[serde(default)]
+    storage: StorageBlock,
+    #[serde(default)]
+    node: NodeBlock,
+    #[serde(default)]
+    limits: LimitsBlock,
+    #[serde(default)]
+    sandbox: SandboxBlock,
+    #[serde(default, rename = "subscription")]
+    subscriptions: Vec<SubscriptionBlock>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StorageBlock {
+    url: String,
+}
+
+impl Default for StorageBlock {
+    fn default() -> Self {
+        Self { url: "sqlite://laneway.db".to_owned() }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NodeBlock {
+    name: Option<Name>,
+    #[serde(deserialize_with = "duration")]
+    poll_interval: Duration,
+    #[serde(deserialize_with = "duration")]
+    grace: Duration,
+    sandbox_threads: Option<usize>,
+}
+
+impl Default for NodeBlock {
+    fn default() -> Self {
+        Self {
+            name: None,
+            poll_interval: Duration::from_secs(1),
+            grace: Duration::from_secs(20),
+            sandbox_threads: None,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsBlock {
+    payload_bytes_max: u32,
+}
+
+impl Default for LimitsBlock {
+    fn default() -> Self {
+        Self { payload_bytes_max: 1024 * 1024 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SandboxBlock {
+    cache_dir: Option<PathBuf>,
+    instances_max: u32,
+    memory_bytes_max: usize,
+}
+
+impl Default for SandboxBlock {
+    fn default() -> Self {
+        Self { cache_dir: None, instances_max: 256, memory_bytes_max: 64 * 1024 * 1024 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubscriptionBlock {
+    name: Name,
+    topic: String,
+    handler: Option<PathBuf>,
+    publisher: Option<PathBuf>,
+    #[serde(default = "default_concurrency")]
+    concurrency: u32,
+    #[serde(default = "default_claim_batch")]
+    claim_batch: u32,
+    #[serde(default = "default_publish_batch")]
+    publish_batch: u32,
+    #[serde(default = "default_lease", deserialize_with = "duration")]
+    lease: Duration,
+    #[serde(default = "default_lease", deserialize_with = "duration")]
+    timeout: Duration,
+    #[serde(default)]
+    lane_threshold: Priority,
+    idempotent: Option<bool>,
+    #[serde(default)]
+    unknown_outcome: UnknownOutcome,
+    #[serde(default)]
+    reuse: bool,
+    #[serde(default)]
+    config: BTreeMap<String, String>,
+    #[serde(default)]
+    retry: RetryBlock,
+    #[serde(default)]
+    grants: GrantsBlock,
+    #[serde(default)]
+    limits: PluginLimitsBlock,
+}
+
+fn default_concurrency() -> u32 {
+    8
+}
+
+fn default_claim_batch() -> u32 {
+    512
+}
+
+fn default_publish_batch() -> u32 {
+    1
+}
+
+fn default_lease() -> Duration {
+    Duration::from_secs(30)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum UnknownOutcome {
+    #[default]
+    Retry,
+    Review,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Schedule {
+    None,
+    Constant,
+    Linear,
+    Exponential,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RetryBlock {
+    schedule: Schedule,
+    #[serde(deserialize_with = "duration")]
+    base: Duration,
+    factor: f64,
+    #[serde(deserialize_with = "duration")]
+    cap: Duration,
+    jitter: f64,
+    max_attempts: u32,
+    #[serde(deserialize_with = "optional_duration")]
+    max_elapsed: Option<Duration>,
+}
+
+impl Default for RetryBlock {
+    fn default() -> Self {
+        let policy = RetryPolicy::default();
+        Self {
+            schedule: Schedule::Exponential,
+            base: policy.base,
+            factor: policy.factor,
+            cap: policy.cap,
+            jitter: policy.jitter,
+            max_attempts: policy.max_attempts,
+            max_elapsed: policy.max_elapsed,
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct GrantsBlock {
+    http: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct PluginLimitsBlock {
+    memory_bytes_max: Option<usize>,
+    output_bytes_max: Option<usize>,
+    effects_max: Option<usize>,
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+/// Reads "100ms", "30s", "1h 30m".
+fn parse_duration(text: &str) -> Result<Duration> {
+    let signed: jiff::SignedDuration =
+        text.parse().with_context(|| format!("`{text}` is no duration; write it like \"100ms\", \"30s\" or \"5m\""))?;
+    Duration::try_from(signed).map_err(|_| anyhow::anyhow!("`{text}` is negative; durations start at 0"))
+}
+
+impl File {
+    /// Checks everything that can be checked without a database or a plugin.
+    pub fn check(self, folder: &Path, storage: Option<&str>) -> Result<Config> {
+        let url = storage.unwrap_or(&self.storage.url);
+        let storage = resolve(Storage::parse(url).context("storage.url")?, folder, storage.is_some());
+        ensure!(self.sandbox.instances_max > 0, "sandbox.instances_max is 0; at least 1 instance is needed");
+        ensure!(self.node.sandbox_threads != Some(0), "node.sandbox_threads is 0; at least 1 thread is needed");
+        ensure!(!self.node.poll_interval.is_zero(), "node.poll_interval is 0; such as \"1s\" is meant");
+        ensure!(
+            (1..=PAYLOAD_BYTES_MAX).contains(&self.limits.payload_bytes_max),
+            "limits.payload_bytes_max is {}; it must lie between 1 and {PAYLOAD_BYTES_MAX}",
+            self.limits.payload_bytes_max
+        );
+        let memory_bytes_max = self.sandbox.memory_bytes_max;
+        let mut subscriptions = Vec::with_capacity(self.subscriptions.len());
+        for block in self.subscriptions {
+            let name = block.name.clone();
+            ensure!(
+                !subscriptions.iter().any(|s: &SubscriptionConfig| s.subscription.name == name),
+                "subscription `{name}` is declared twice; names are identities"
+            );
+            let checked = block
+                .check(folder, memory_bytes_max, self.limits.payload_bytes_max)
+                .with_context(|| format!("subscription `{name}`"))?;
+            subscriptions.push(checked);
+        }
+        Ok(Config {
+            storage,
+            node: self.node.name.map_or_else(default_node, Ok)?,
+            poll_interval: self.node.poll_interval,
+            grace: self.node.grace,
+            sandbox_threads: self.node.sandbox_threads,
+            cache_dir: self.sandbox.cache_dir.map(|path| folder.join(path)).or_else(default_cache_dir),
+            instances_max: self.sandbox.instances_max,
+            memory_bytes_max,
+            payload_bytes_max: self.limits.payload_bytes_max,
+            subscriptions,
+        })
+    }
+}
+
+impl SubscriptionBlock {
+    fn check(self, folder: &Path, memory_bytes_ceiling: usize, payload_bytes_max: u32) -> Result<SubscriptionConfig> {
+        let (kind, component) = match (self.handler, self.publisher) {
+            (Some(path), None) => (SubscriptionKind::Handler, path),
+            (None, Some(path)) => (SubscriptionKind::Publisher, path),
+            (None, None) => bail!("neither `handler` nor `publisher` is given; name the component's file"),
+            (Some(_), Some(_)) => bail!("both `handler` and `publisher` are given; a subscription has one plugin"),
+        };
+        let within = |key: &str, value: u32, max: u32| -> Result<()> {
+            ensure!((1..=max).contains(&value), "{key} is {value}; it must lie between 1 and {max}");
+            Ok(())
+        };
+        within("concurrency", self.concurrency, CONCURRENCY_MAX)?;
+        within("claim_batch", self.claim_batch, CLAIM_BATCH_MAX)?;
+        within("publish_batch", self.publish_batch, CLAIM_BATCH_MAX)?;
+        for (key, value) in [("lease", self.lease), ("timeout", self.timeout)] {
+            ensure!(value >= LEASE_MIN, "{key} is {value:?}; it must be at least {LEASE_MIN:?}");
+        }
+        let retry = RetryPolicy {
+            schedule: match self.retry.schedule {
+                Schedule::None => RetrySchedule::None,
+                Schedule::Constant => RetrySchedule::Constant,
+                Schedule::Linear => RetrySchedule::Linear,
+                Schedule::Exponential => RetrySchedule::Exponential,
+            },
+            base: self.retry.base,
+            factor: self.retry.factor,
+            cap: self.retry.cap,
+            jitter: self.retry.jitter,
+            max_attempts: self.retry.max_attempts,
+            max_elapsed: self.retry.max_elapsed,
+        };
+        retry.validate().context("retry")?;
+        let http = self.grants.http.iter().map(|text| HttpGrant::parse(text)).collect::<Result<Vec<_>, _>>();
+        let defaults = Limits::default();
+        let limits = Limits {
+            memory_bytes_max: self.limits.memory_bytes_max.unwrap_or(defaults.memory_bytes_max),
+            output_bytes_max: self.limits.output_bytes_max.unwrap_or(defaults.output_bytes_max),
+            effects_max: self.limits.effects_max.unwrap_or(defaults.effects_max),
+            ..defaults
+        };
+        ensure!(
+            limits.memory_bytes_max <= memory_bytes_ceiling,
+            "limits.memory_bytes_max is {}, over sandbox.memory_bytes_max, which is {memory_bytes_ceiling}",
+            limits.memory_bytes_max
+        );
+        let subscription = Subscription {
+            name: self.name.clone(),
+            pattern: TopicPattern::parse(&self.topic).context("topic")?,
+            kind,
+            lane_threshold: self.lane_threshold,
+            idempotent: self.idempotent.unwrap_or(kind == SubscriptionKind::Handler),
+            retry,
+            lease: self.lease,
+            timeout: self.timeout,
+            concurrency: self.concurrency,
+            claim_batch: self.claim_batch,
+            publish_batch: if kind == SubscriptionKind::Handler { 1 } else { self.publish_batch },
+            review_unknown_outcome: matches!(self.unknown_outcome, UnknownOutcome::Review),
+        };
+        let spec = PluginSpec {
+            name: self.name,
+            kind,
+            config: self.config,
+            grants: Grants { http: http.context("grants.http")? },
+            limits,
+            reuse: self.reuse,
+            payload_bytes_max: u64::from(payload_bytes_max),
+        };
+        Ok(SubscriptionConfig { subscription, component: folder.join(component), spec })
+    }
+}
+
+/// A relative SQLite path in the file is relative to the file; one on the command line, to where the user stands.
+fn resolve(storage: Storage, folder: &Path, from_command_line: bool) -> Storage {
+    match storage {
+        Storage::Sqlite(mut options) if !from_command_line => {
+            options.path = folder.join(options.path);
+            Storage::Sqlite(options)
+        }
+        other => other,
+    }
+}
+
+fn default_node() -> Result<Name> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')).collect();
+    let host = if host.is_empty() { "node" } else { &host };
+    Ok(Name::parse(&format!("{}-{}", &host[..host.len().min(100)], std::process::id()))?)
+}
+
+fn default_cache_dir() -> Option<PathBuf> {
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    base.map(|base| base.join("laneway"))
+}

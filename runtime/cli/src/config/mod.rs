@@ -1,0 +1,183 @@
+//! `laneway.toml`: read, checked, and turned into what the crates take. Only this crate reads configuration.
+
+mod file;
+mod suggest;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use laneway_core::{Name, Subscription, Topology};
+use laneway_host::PluginSpec;
+use laneway_store::Storage;
+
+pub use file::REFERENCE;
+
+/// A checked configuration.
+pub struct Config {
+    /// Where messages are.
+    pub storage: Storage,
+    /// This node's name.
+    pub node: Name,
+    /// Longest time between two looks for due messages.
+    pub poll_interval: Duration,
+    /// How long running messages may finish at a stop.
+    pub grace: Duration,
+    /// Threads that run plugins; `None` is one for each processor.
+    pub sandbox_threads: Option<usize>,
+    /// Where compiled plugins are kept, if anywhere.
+    pub cache_dir: Option<PathBuf>,
+    /// Plugin instances that may exist at once.
+    pub instances_max: u32,
+    /// Largest memory that any plugin may be given, in bytes.
+    pub memory_bytes_max: usize,
+    /// Largest payload, in bytes.
+    pub payload_bytes_max: u32,
+    /// The subscriptions with their plugins.
+    pub subscriptions: Vec<SubscriptionConfig>,
+}
+
+/// A subscription with the plugin that it runs.
+pub struct SubscriptionConfig {
+    /// Its declaration.
+    pub subscription: Subscription,
+    /// The component's file.
+    pub component: PathBuf,
+    /// How the component is run.
+    pub spec: PluginSpec,
+}
+
+impl Config {
+    /// Reads a file. `storage` comes before the file's own address.
+    ///
+    /// # Errors
+    /// Names the file, the key and what is wrong with it.
+    pub fn load(path: &Path, storage: Option<&str>) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("failed to read the configuration {}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, folder, storage).with_context(|| format!("configuration {}", path.display()))
+    }
+
+    /// Reads a text, with paths relative to `folder`.
+    ///
+    /// # Errors
+    /// Names the key and what is wrong with it.
+    pub fn parse(text: &str, folder: &Path, storage: Option<&str>) -> Result<Self> {
+        let file: file::File = toml::from_str(text).map_err(|error| suggest::improve(&error))?;
+        file.check(folder, storage)
+    }
+
+    /// The topology that this configuration declares.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        Topology {
+            subscriptions: self.subscriptions.iter().map(|s| s.subscription.clone()).collect(),
+            payload_bytes_max: self.payload_bytes_max,
+        }
+    }
+}
+
+/// The storage of a command: from `--storage`, else from the configuration.
+///
+/// # Errors
+/// Neither is given, or the address is not well formed.
+pub fn storage(url: Option<&str>, config: &Path) -> Result<Storage> {
+    match url {
+        Some(url) => Storage::parse(url).context("--storage"),
+        None if config.exists() => Ok(Config::load(config, None)?.storage),
+        None => bail!(
+            "no storage: {} does not exist; give --storage URL, set LANEWAY_STORAGE_URL, or name a file with --config",
+            config.display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/etc/laneway"), None)
+    }
+
+    fn error(text: &str) -> String {
+        match parse(text) {
+            Ok(_) => panic!("accepted: {text}"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    const MINIMAL: &str = r#"
+        [[subscription]]
+        name = "s"
+        topic = "orders.>"
+        handler = "s.wasm"
+    "#;
+
+    #[test]
+    fn the_reference_holds_the_defaults() {
+        let reference = parse(REFERENCE).unwrap();
+        let defaults = parse(MINIMAL).unwrap();
+        assert_eq!(reference.poll_interval, defaults.poll_interval);
+        assert_eq!(reference.grace, defaults.grace);
+        assert_eq!(reference.instances_max, defaults.instances_max);
+        assert_eq!(reference.memory_bytes_max, defaults.memory_bytes_max);
+        assert_eq!(reference.payload_bytes_max, defaults.payload_bytes_max);
+        let mut example = reference.subscriptions[0].subscription.clone();
+        example.name = defaults.subscriptions[0].subscription.name.clone();
+        assert_eq!(example, defaults.subscriptions[0].subscription);
+        assert_eq!(reference.subscriptions[0].spec.limits, defaults.subscriptions[0].spec.limits);
+    }
+
+    #[test]
+    fn every_key_of_the_reference_is_known() {
+        // Uncomment the examples too.
+        let text: String = REFERENCE
+            .lines()
+            .filter(|line| !line.starts_with("# publisher"))
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.contains(" = ") && !rest.contains(". ") && !rest.starts_with('"') => {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        for key in ["max_elapsed", "sandbox_threads", "cache_dir", "idempotent"] {
+            assert!(text.contains(&format!("\n{key} = ")), "{key}");
+        }
+        let config = parse(&text).unwrap();
+        assert_eq!(config.subscriptions[0].subscription.retry.max_elapsed, Some(Duration::from_secs(86_400)));
+        assert_eq!(config.node.as_str(), "node-1");
+        assert_eq!(config.cache_dir.as_deref(), Some(Path::new("/etc/laneway/cache")));
+    }
+
+    #[test]
+    fn unknown_keys_come_with_a_suggestion() {
+        let error = error(&format!("{MINIMAL}\nconcurency = 4"));
+        assert!(error.contains("unknown field `concurency`"), "{error}");
+        assert!(error.contains("did you mean `concurrency`?"), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        for (text, wants) in [
+            ("name = \"s s\"\ntopic = \"a\"\nhandler = \"h\"", "contains ' '"),
+            ("name = \"s\"\ntopic = \"a..b\"\nhandler = \"h\"", "empty segment"),
+            ("name = \"s\"\ntopic = \"a\"", "neither `handler` nor `publisher`"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\npublisher = \"p\"", "both `handler` and `publisher`"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlease = \"soon\"", "lease"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlease = \"10ms\"", "lease"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nconcurrency = 0", "concurrency"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nretry = { max_attempts = 0 }", "max_attempts"),
+            ("name = \"s\"\ntopic = \"a\"\npublisher = \"h\"\ngrants = { http = [\"nonsense\"] }", "grants.http"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlimits = { memory_bytes_max = 999999999 }", "memory"),
+        ] {
+            let error = error(&format!("[[subscription]]\n{text}"));
+            assert!(error.contains(wants), "{text}: {error}");
+        }
+        let twice = error(&format!("{MINIMAL}{MINIMAL}"));
+        assert!(twice.contains("declared twice"), "{twice}");
+        assert!(error("[storage]\nurl = \"mysql://x\"").contains("unknown scheme"));
+    }
+}

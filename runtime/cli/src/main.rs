@@ -1,0 +1,107 @@
+//! The `laneway` command: configuration, wiring, and one file for each command. No logic of its own lives here.
+
+mod commands;
+mod config;
+mod exit;
+mod logging;
+mod output;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{apply, bench, config as print_config, dead_letters, enqueue, messages, migrate, run, status};
+use crate::logging::LogFormat;
+
+/// Deliver messages from your database to WebAssembly plugins
+#[derive(Parser)]
+#[command(name = "laneway", version, about, arg_required_else_help = true, after_help = exit::HELP)]
+struct Cli {
+    #[command(flatten)]
+    shared: Shared,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(clap::Args)]
+pub struct Shared {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "LANEWAY_CONFIG", default_value = "laneway.toml")]
+    pub config: PathBuf,
+    /// Database address, before that of the configuration: sqlite://PATH or postgres://USER@HOST/DATABASE
+    #[arg(long, global = true, value_name = "URL", env = "LANEWAY_STORAGE_URL", hide_env_values = true)]
+    pub storage: Option<String>,
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log to stderr: a level, or directives such as laneway_engine=debug
+    #[arg(long, global = true, value_name = "FILTER", env = "LANEWAY_LOG", default_value = "info")]
+    pub log: String,
+    /// How to log
+    #[arg(long, global = true, value_name = "FORMAT", env = "LANEWAY_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Deliver messages until stopped
+    Run(run::Args),
+    /// Make the configuration's subscriptions the database's
+    Apply,
+    /// Bring the database's schema up to date
+    Migrate,
+    /// Write messages to the outbox
+    Enqueue(enqueue::Args),
+    /// Show subscriptions, lanes and nodes at a glance
+    Status,
+    /// Show messages
+    #[command(subcommand)]
+    Messages(messages::Command),
+    /// Show dead letters
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Measure enqueue, drain and latency on an empty database
+    Bench(bench::Args),
+    /// Print the commented configuration with all keys
+    Config,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = logging::start(&cli.shared) {
+        eprintln!("laneway: {error:#}");
+        return exit::USAGE.into();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("laneway: failed to start: {error}");
+            return exit::FAILURE.into();
+        }
+    };
+    let shared = &cli.shared;
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::run(shared, args).await,
+            Command::Apply => apply::run(shared).await,
+            Command::Migrate => migrate::run(shared).await,
+            Command::Enqueue(args) => enqueue::run(shared, args).await,
+            Command::Status => status::run(shared).await,
+            Command::Messages(command) => messages::run(shared, command).await,
+            Command::DeadLetters(command) => dead_letters::run(shared, command).await,
+            Command::Bench(args) => bench::run(shared, args).await,
+            Command::Config => print_config::run(),
+        }
+    });
+    // Blocked threads of a library must not hold up the end of the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => exit::SUCCESS.into(),
+        Err(error) => {
+            eprintln!("laneway: {error:#}");
+            exit::of(&error).into()
+        }
+    }
+}

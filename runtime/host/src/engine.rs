@@ -1,0 +1,75 @@
+//! The engine's settings. What they are worth was measured (ARCHITECTURE.md, the sandbox).
+
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
+
+use crate::host::HostOptions;
+use crate::meter::{MEMORIES_MAX, TABLES_MAX};
+
+/// Stack of the guest's own calls.
+const WASM_STACK_BYTES: usize = 512 << 10;
+/// Stack of a call in all. What the guest's part leaves is for host functions.
+const ASYNC_STACK_BYTES: usize = 1 << 20;
+/// Memory of a finished instance that is zeroed by hand rather than given back: cheaper than the page faults.
+const MEMORY_KEEP_RESIDENT_BYTES: usize = 256 << 10;
+const TABLE_KEEP_RESIDENT_BYTES: usize = 64 << 10;
+const STACK_KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// Largest table that the pool has room for.
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 65_536;
+
+/// Makes the engine, with a pool of instances if the machine has the address space for it.
+pub(crate) fn new(options: &HostOptions) -> wasmtime::Result<Engine> {
+    let mut config = config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(options)));
+    match Engine::new(&config) {
+        Ok(engine) => Ok(engine),
+        Err(error) => {
+            tracing::warn!(
+                instances = options.instances_max,
+                error = format!("{error:#}"),
+                "no pool of instances, most likely for want of address space; making an instance will take longer"
+            );
+            config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+            Engine::new(&config)
+        }
+    }
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .strategy(Strategy::Cranelift)
+        .cranelift_opt_level(OptLevel::Speed)
+        .epoch_interruption(true)
+        .consume_fuel(false)
+        .concurrency_support(false)
+        .memory_init_cow(true)
+        .max_wasm_stack(WASM_STACK_BYTES)
+        .async_stack_size(ASYNC_STACK_BYTES);
+    config
+}
+
+fn pool(options: &HostOptions) -> PoolingAllocationConfig {
+    let instances = options.instances_max;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(instances)
+        .total_stacks(instances)
+        // Memories and tables take address space each; core instances are a number only.
+        .total_core_instances(instances.saturating_mul(200))
+        .total_memories(instances.saturating_mul(2))
+        .total_tables(instances.saturating_mul(8))
+        .max_memories_per_component(MEMORIES_MAX as u32)
+        .max_memories_per_module(MEMORIES_MAX as u32)
+        .max_tables_per_component(TABLES_MAX as u32)
+        .max_tables_per_module(8)
+        .table_elements(TABLE_ELEMENTS_MAX)
+        .max_memory_size(options.memory_bytes_max)
+        .max_component_instance_size(4 << 20)
+        .max_core_instance_size(4 << 20)
+        .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
+        .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
+        .async_stack_keep_resident(STACK_KEEP_RESIDENT_BYTES)
+        .memory_protection_keys(Enabled::No)
+        // Suspected to mishandle pages that were swapped out.
+        .pagemap_scan(Enabled::No);
+    pool
+}

@@ -1,0 +1,143 @@
+//! What can go wrong before a message is run: with the host itself, and with a component that is to be deployed.
+
+use std::path::PathBuf;
+
+use laneway_core::{ErrorText, Reason, SubscriptionKind};
+
+/// The host could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// An option is out of its range.
+    #[error("host option `{option}` is {value}; it must be {wants}")]
+    Option {
+        /// Which option.
+        option: &'static str,
+        /// The value given.
+        value: u64,
+        /// What is accepted, in words.
+        wants: &'static str,
+    },
+    /// The engine refused its configuration, or a linker could not be made.
+    #[error("set up the WebAssembly engine: {0}")]
+    Engine(String),
+    /// The ticker's thread could not be started.
+    #[error("start the thread that interrupts guests: {0}")]
+    Ticker(#[source] std::io::Error),
+    /// The cache's directory or key cannot be used.
+    #[error("use the cache of compiled plugins at {path}: {source}")]
+    Cache {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A plugin that is not accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PluginError {
+    /// The bytes are no WebAssembly at all.
+    #[error("the file is not WebAssembly ({bytes} bytes); give a component, a `.wasm` file that a guest build makes")]
+    NotWebAssembly {
+        /// Size of what was given.
+        bytes: usize,
+    },
+    /// A core module rather than a component.
+    #[error(
+        "the file is a core WebAssembly module, not a component; build it for `wasm32-wasip2`, or wrap it with \
+         `wasm-tools component new`"
+    )]
+    CoreModule,
+    /// The component is larger than the host accepts.
+    #[error("the component has {bytes} bytes; at most {max} are accepted (`component_bytes_max`)")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The component is not valid, or needs more than the engine offers.
+    #[error("the component does not compile: {0}")]
+    Compile(String),
+    /// It does not export what its subscription needs.
+    #[error(
+        "the component is no {}: it exports {exports}, and a {} exports {}",
+        kind.as_str(),
+        kind.as_str(),
+        needs.join(" and ")
+    )]
+    WrongWorld {
+        /// What it was to be.
+        kind: SubscriptionKind,
+        /// What that needs.
+        needs: Vec<&'static str>,
+        /// What it exports, in words.
+        exports: String,
+    },
+    /// It imports what the operator has not granted.
+    #[error("the component imports `{import}`, which is not granted; to grant it, add: {grant}")]
+    NotGranted {
+        /// The import's name.
+        import: String,
+        /// The line of configuration that grants it.
+        grant: &'static str,
+    },
+    /// A publisher that imports effects.
+    #[error(
+        "the component imports `{import}`, which handlers have and publishers have not: a publisher's messages are \
+         settled in batches, with no state of their own"
+    )]
+    HandlersOnly {
+        /// The import's name.
+        import: String,
+    },
+    /// It imports what no plugin can get.
+    #[error("the component imports `{import}`, which this host does not offer; no grant allows it")]
+    UnknownImport {
+        /// The import's name.
+        import: String,
+    },
+    /// It was built against a version that this host does not speak.
+    #[error("the component imports `{import}`; this host speaks version {speaks} of that interface")]
+    Version {
+        /// The import's name.
+        import: String,
+        /// What the host has.
+        speaks: &'static str,
+    },
+    /// Names fit, but types or functions do not.
+    #[error("the component does not fit the host's interfaces: {0}")]
+    Mismatch(String),
+    /// It needs more from the start than its limits allow, or the limits exceed the host's.
+    #[error("{what} is {needs}, and {limit} allows {max}")]
+    Limit {
+        /// What is too large.
+        what: &'static str,
+        /// What it is.
+        needs: u64,
+        /// Which limit.
+        limit: &'static str,
+        /// The limit's value.
+        max: u64,
+    },
+    /// Outgoing HTTP could not be set up.
+    #[error("set up outgoing HTTP: {0}")]
+    Http(String),
+    /// The plugin does not accept its configuration.
+    #[error("the plugin does not accept its configuration: {}", errors.join("; "))]
+    Invalid {
+        /// What it says is wrong.
+        errors: Vec<String>,
+    },
+    /// The check of the configuration did not come to an end.
+    #[error("the plugin failed while it checked its configuration ({reason}): {error}")]
+    Validate {
+        /// How it failed.
+        reason: Reason,
+        /// In words.
+        error: ErrorText,
+    },
+}

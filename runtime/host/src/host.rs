@@ -1,0 +1,138 @@
+//! The host: one engine, one ticker, one pool of instances for all plugins of the process.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::Engine;
+use wasmtime::component::{HasSelf, Linker};
+
+use crate::bindings::AnyPlugin;
+use crate::cache::Cache;
+use crate::error::{HostError, PluginError};
+use crate::http::Clients;
+use crate::plugin::{Plugin, PluginSpec};
+use crate::session::Session;
+use crate::ticker::Ticker;
+use crate::wait::{Bounds, Ended};
+use crate::{engine, wasi};
+
+/// Settings of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostOptions {
+    /// Where compiled code is kept between runs; only this user may read it. `None` (default) compiles at each start.
+    pub cache_dir: Option<PathBuf>,
+    /// Instances that exist at once, those kept for reuse included; further calls wait for one. 1 to 10,000.
+    /// Default 256.
+    pub instances_max: u32,
+    /// Largest guest memory that any plugin may be configured with, in bytes. Default 64 MiB, at most 4 GiB.
+    pub memory_bytes_max: usize,
+    /// Largest component that is accepted, in bytes. Default 64 MiB.
+    pub component_bytes_max: usize,
+}
+
+impl Default for HostOptions {
+    fn default() -> Self {
+        Self { cache_dir: None, instances_max: 256, memory_bytes_max: 64 << 20, component_bytes_max: 64 << 20 }
+    }
+}
+
+/// Runs plugins. One for a process.
+pub struct Host {
+    pub(crate) options: HostOptions,
+    pub(crate) engine: Engine,
+    pub(crate) ticker: Ticker,
+    pub(crate) cache: Option<Cache>,
+    pub(crate) clients: Arc<Clients>,
+    plain: Linker<Session>,
+    with_http: Linker<Session>,
+    instances: Arc<Semaphore>,
+    plugins: Mutex<Vec<Weak<Plugin>>>,
+}
+
+impl Host {
+    /// Sets up the engine. Takes address space for its pool of instances (some 8 GiB an instance, nearly none of it
+    /// memory); without that it makes each instance by itself, which takes longer.
+    ///
+    /// # Errors
+    /// [`HostError`] if an option is out of range, or the engine or the cache cannot be set up.
+    pub fn new(options: HostOptions) -> Result<Arc<Self>, HostError> {
+        check_options(&options)?;
+        let failed = |error: wasmtime::Error| HostError::Engine(format!("{error:#}"));
+        let engine = engine::new(&options).map_err(failed)?;
+        let ticker = Ticker::start(engine.clone()).map_err(HostError::Ticker)?;
+        let cache = match &options.cache_dir {
+            Some(dir) => Some(
+                Cache::open(dir, &engine).map_err(|source| HostError::Cache { path: dir.clone(), source })?,
+            ),
+            None => None,
+        };
+        let plain = linker(&engine).map_err(failed)?;
+        let mut with_http = linker(&engine).map_err(failed)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut with_http).map_err(failed)?;
+        Ok(Arc::new(Self {
+            instances: Arc::new(Semaphore::new(options.instances_max as usize)),
+            options,
+            engine,
+            ticker,
+            cache,
+            clients: Arc::new(Clients::default()),
+            plain,
+            with_http,
+            plugins: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Checks and compiles a component. Compiling takes seconds of processor time for a large one: call this where
+    /// blocking is allowed. Its configuration is not checked yet; [`Plugin::validate`] does that.
+    ///
+    /// # Errors
+    /// [`PluginError`] says why the component is not accepted.
+    pub fn plugin(self: &Arc<Self>, bytes: &[u8], spec: PluginSpec) -> Result<Arc<Plugin>, PluginError> {
+        let plugin = Arc::new(Plugin::load(Arc::clone(self), bytes, spec)?);
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        plugins.retain(|known| known.strong_count() > 0);
+        plugins.push(Arc::downgrade(&plugin));
+        Ok(plugin)
+    }
+
+    pub(crate) fn linker(&self, http: bool) -> &Linker<Session> {
+        if http { &self.with_http } else { &self.plain }
+    }
+
+    /// Leave to make one more instance. Waits for one if all are in use, and takes back those that are only kept for
+    /// reuse.
+    pub(crate) async fn instance_permit(&self, bounds: &Bounds) -> Result<OwnedSemaphorePermit, Ended> {
+        if let Ok(permit) = Arc::clone(&self.instances).try_acquire_owned() {
+            return Ok(permit);
+        }
+        let plugins: Vec<Weak<Plugin>> = self.plugins.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for plugin in plugins.iter().filter_map(Weak::upgrade) {
+            plugin.drop_idle();
+        }
+        match bounds.wait(Arc::clone(&self.instances).acquire_owned()).await? {
+            Ok(permit) => Ok(permit),
+            // The semaphore is never closed; were it, no instance could be had.
+            Err(_) => Err(Ended::Interrupted),
+        }
+    }
+}
+
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<Session>> {
+    let mut linker = Linker::new(engine);
+    AnyPlugin::add_to_linker::<_, HasSelf<Session>>(&mut linker, |session| session)?;
+    wasi::link(&mut linker)?;
+    Ok(linker)
+}
+
+fn check_options(options: &HostOptions) -> Result<(), HostError> {
+    if !(1..=10_000).contains(&options.instances_max) {
+        let value = options.instances_max.into();
+        return Err(HostError::Option { option: "instances_max", value, wants: "from 1 to 10,000" });
+    }
+    if !(1 << 16..=1 << 32).contains(&(options.memory_bytes_max as u64)) {
+        let value = options.memory_bytes_max as u64;
+        return Err(HostError::Option { option: "memory_bytes_max", value, wants: "from 64 KiB to 4 GiB" });
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Outgoing HTTP: only to granted hosts, through pooled connections, with the address checked at connect.
+
+mod address;
+mod body;
+mod connect;
+mod request;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use wasmtime_wasi_http::WasiBody;
+
+pub(crate) use request::{Access, Hooks};
+
+use crate::PluginError;
+use crate::grant::{HttpGrant, Reach};
+use connect::Connector;
+
+/// Idle connections that are kept to one host.
+const IDLE_PER_HOST_MAX: usize = 16;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Read buffer of a connection, which also bounds the head of a response.
+const BUFFER_BYTES_MAX: usize = 256 << 10;
+
+type PooledClient = Client<HttpsConnector<Connector>, WasiBody>;
+
+/// The host's clients, one for each reach: a connection that one grant allowed is not lent to a narrower one.
+#[derive(Default)]
+pub(crate) struct Clients {
+    tls: OnceLock<Result<rustls::ClientConfig, String>>,
+    made: [OnceLock<PooledClient>; 4],
+}
+
+impl Clients {
+    /// Makes sure that what these grants need is there.
+    pub(crate) fn prepare(&self, grants: &[HttpGrant]) -> Result<(), PluginError> {
+        match self.tls() {
+            Err(error) if grants.iter().any(HttpGrant::is_https) => Err(PluginError::Http(error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    fn tls(&self) -> &Result<rustls::ClientConfig, String> {
+        self.tls.get_or_init(|| {
+            use hyper_rustls::ConfigBuilderExt;
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .map_err(|e| format!("TLS: {e}"))?
+                .with_native_roots()
+                .map_err(|e| format!("root certificates of this system: {e}"))?;
+            Ok(config.with_no_client_auth())
+        })
+    }
+
+    fn of(&self, reach: Reach) -> &PooledClient {
+        let slot = match reach {
+            Reach::Public => 0,
+            Reach::Loopback => 1,
+            Reach::Private => 2,
+            Reach::Literal => 3,
+        };
+        self.made[slot].get_or_init(|| {
+            let tls = self.tls().clone().unwrap_or_else(|_| without_roots());
+            let connector = HttpsConnectorBuilder::new()
+                .with_tls_config(tls)
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(Connector { reach });
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
+                .http1_max_buf_size(BUFFER_BYTES_MAX)
+                .build(connector)
+        })
+    }
+}
+
+/// For a system with no certificates: plain HTTP still works, and every TLS handshake fails.
+fn without_roots() -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(rustls::DEFAULT_VERSIONS)
+        // The provider and the versions are constants that fit each other.
+        .expect("ring speaks the default versions of TLS")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
+}

@@ -1,0 +1,176 @@
+//! The path of a message through the sandbox.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use laneway_core::{Call, Effects, Failure, Invocation, Invoker, Reason, SandboxUse, SubscriptionKind};
+
+use crate::bindings::laneway::plugin::types;
+use crate::instance::{Answer, Job, Live};
+use crate::outcome;
+use crate::plugin::Plugin;
+use crate::session::Session;
+use crate::wait::Bounds;
+
+/// How a call ended, and what it read and wrote.
+struct Ran {
+    answer: Result<Answer, Failure>,
+    effects: Effects,
+}
+
+impl Ran {
+    fn failed(failure: Failure) -> Self {
+        Self { answer: Err(failure), effects: Effects::default() }
+    }
+}
+
+#[async_trait]
+impl Invoker for Plugin {
+    async fn invoke(&self, calls: &[Call]) -> Vec<Invocation> {
+        match self.facts.kind {
+            SubscriptionKind::Handler => {
+                let mut done = Vec::with_capacity(calls.len());
+                for call in calls {
+                    done.push(self.handle(call).await);
+                }
+                done
+            }
+            SubscriptionKind::Publisher => self.publish(calls).await,
+        }
+    }
+}
+
+impl Plugin {
+    async fn handle(&self, call: &Call) -> Invocation {
+        let began = Instant::now();
+        let bounds = Bounds::new(deadline(began, call.attempt.timeout), vec![call.interrupt.clone()]);
+        let ran = self.run(Job::Handle(call), bounds).await;
+        let result = match ran.answer {
+            Ok(Answer::Handled(handled)) => handled.map_err(outcome::of_guest),
+            Ok(_) => Err(outcome::of_host(Reason::HOST, "the plugin answered another question")),
+            Err(failure) => Err(failure),
+        };
+        self.invocation(result, ran.effects, began.elapsed())
+    }
+
+    async fn publish(&self, calls: &[Call]) -> Vec<Invocation> {
+        let Some(shortest) = calls.iter().map(|call| call.attempt.timeout).min() else { return Vec::new() };
+        let began = Instant::now();
+        let interrupts = calls.iter().map(|call| call.interrupt.clone()).collect();
+        let ran = self.run(Job::Publish(calls), Bounds::new(deadline(began, shortest), interrupts)).await;
+        let results = match ran.answer {
+            Ok(Answer::Published(answer)) => answers(answer, calls.len()),
+            Ok(_) => {
+                let failure = outcome::of_host(Reason::HOST, "the plugin answered another question");
+                vec![Err(failure); calls.len()]
+            }
+            Err(failure) => vec![Err(failure); calls.len()],
+        };
+        // Each message bears its share, so that sums over messages are right.
+        let share = began.elapsed() / u32::try_from(calls.len()).unwrap_or(u32::MAX);
+        results.into_iter().map(|result| self.invocation(result, Effects::default(), share)).collect()
+    }
+
+    fn invocation(&self, result: Result<(), Failure>, effects: Effects, elapsed: Duration) -> Invocation {
+        Invocation { result, effects, plugin: self.digest.clone(), used: SandboxUse { elapsed } }
+    }
+
+    /// Lets the guest check its configuration.
+    pub(crate) async fn check_config(&self) -> Result<Result<(), Vec<String>>, Failure> {
+        let bounds = Bounds::new(deadline(Instant::now(), self.facts.limits.validate_timeout), Vec::new());
+        match self.run(Job::Validate, bounds).await.answer? {
+            Answer::Validated(answer) => Ok(answer),
+            _ => Err(outcome::of_host(Reason::HOST, "the plugin answered another question")),
+        }
+    }
+
+    /// Runs one call, whatever happens in it.
+    async fn run(&self, job: Job<'_>, bounds: Bounds) -> Ran {
+        match unwinding(self.run_in_instance(job, bounds)).await {
+            Ok(ran) => ran,
+            Err(panic) => {
+                tracing::error!(subscription = %self.facts.name, panic, "the host panicked while a plugin ran");
+                Ran::failed(outcome::of_host(Reason::HOST, format!("the host panicked: {panic}")))
+            }
+        }
+    }
+
+    /// The call's future is always awaited to its end: a guest is ended by its epoch, never by dropping it.
+    async fn run_in_instance(&self, job: Job<'_>, bounds: Bounds) -> Ran {
+        let _ticks = self.host.ticker.running();
+        let idle = if let Job::Validate = job { None } else { self.take_idle() };
+        let mut live = match idle {
+            Some(mut live) => {
+                live.store.data_mut().renew(job.subject(), bounds);
+                live
+            }
+            None => {
+                let permit = match self.host.instance_permit(&bounds).await {
+                    Ok(permit) => permit,
+                    Err(ended) => return Ran::failed(outcome::of_ended(&ended)),
+                };
+                Live::new(self, Session::new(self.facts.clone(), job.subject(), bounds), permit)
+            }
+        };
+        if let Err(ended) = live.store.data().bounds.check() {
+            return Ran::failed(outcome::of_ended(&ended));
+        }
+        let answer = live.call(self, job).await;
+        let instantiated = live.is_instantiated();
+        let session = live.store.data_mut();
+        let answer = answer.map_err(|error| outcome::of_error(&error, session, instantiated));
+        let effects = session.finish(answer.as_ref().is_ok_and(Answer::is_success));
+        // A guest that trapped is not asked again: nobody knows what state it is in.
+        if answer.is_ok() && !matches!(job, Job::Validate) {
+            self.keep(live);
+        }
+        Ran { answer, effects }
+    }
+}
+
+fn deadline(began: Instant, timeout: Duration) -> Instant {
+    // A timeout past the end of the clock is none; a day stands for it.
+    began.checked_add(timeout).unwrap_or_else(|| began + Duration::from_secs(86_400))
+}
+
+/// One result for each message of a batch.
+fn answers(
+    answer: Result<Vec<Result<types::Receipt, types::Failure>>, types::Failure>,
+    messages: usize,
+) -> Vec<Result<(), Failure>> {
+    match answer {
+        Ok(results) if results.len() == messages => {
+            results.into_iter().map(|result| result.map(drop).map_err(outcome::of_guest)).collect()
+        }
+        Ok(results) => {
+            // Some may be out, and there is no telling which.
+            let text = format!("the publisher answered for {} of {messages} messages", results.len());
+            let failure = Failure::UnknownOutcome { reason: Reason::HOST, error: laneway_core::ErrorText::new(text) };
+            vec![Err(failure); messages]
+        }
+        Err(failure) => vec![Err(outcome::of_guest(failure)); messages],
+    }
+}
+
+/// Awaits a future and catches its panics.
+async fn unwinding<F: Future>(future: F) -> Result<F::Output, String> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        // The future is not polled again after a panic, and what it held is dropped with it.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
+            Err(payload) => Poll::Ready(Err(panic_text(&*payload))),
+        }
+    })
+    .await
+}
+
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

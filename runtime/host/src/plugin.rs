@@ -1,0 +1,186 @@
+//! One component as one subscription runs it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use laneway_core::{Failure, Name, PluginDigest, SubscriptionKind};
+use sha2::{Digest, Sha256};
+use wasmtime::component::{Component, InstancePre};
+
+use crate::bindings::exports::laneway::plugin::{handler, lifecycle, publisher};
+use crate::error::PluginError;
+use crate::grant::Grants;
+use crate::host::Host;
+use crate::http::Access;
+use crate::instance::Live;
+use crate::limits::Limits;
+use crate::session::{Facts, Session};
+use crate::{cache, contract, engine};
+
+/// How a subscription runs a component.
+#[derive(Debug, Clone)]
+pub struct PluginSpec {
+    /// The subscription's name, for log lines.
+    pub name: Name,
+    /// What the component is to be.
+    pub kind: SubscriptionKind,
+    /// What the plugin reads as its configuration.
+    pub config: BTreeMap<String, String>,
+    /// What it may reach.
+    pub grants: Grants,
+    /// What one attempt may use.
+    pub limits: Limits,
+    /// Whether an instance serves one message after another, and keeps what it has in memory. Otherwise each message
+    /// gets a fresh one.
+    pub reuse: bool,
+    /// Largest body that the plugin may emit, in bytes: what the outbox accepts.
+    pub payload_bytes_max: u64,
+}
+
+/// A component that was accepted, ready to run. Implements [`laneway_core::Invoker`].
+pub struct Plugin {
+    pub(crate) host: Arc<Host>,
+    pub(crate) facts: Arc<Facts>,
+    pub(crate) digest: PluginDigest,
+    pub(crate) instances: InstancePre<Session>,
+    pub(crate) lifecycle: lifecycle::GuestIndices,
+    pub(crate) work: Work,
+    reuse: bool,
+    idle: Mutex<Vec<Live>>,
+}
+
+/// Where the plugin's work is exported.
+pub(crate) enum Work {
+    Handler(handler::GuestIndices),
+    Publisher(publisher::GuestIndices),
+}
+
+impl Plugin {
+    pub(crate) fn load(host: Arc<Host>, bytes: &[u8], spec: PluginSpec) -> Result<Self, PluginError> {
+        contract::check_form(bytes, host.options.component_bytes_max)?;
+        let digest = PluginDigest::from_hex(&cache::hex(&Sha256::digest(bytes)));
+        let component = compile(&host, bytes, &digest)?;
+        let granted = !spec.grants.http.is_empty();
+        contract::check(&host.engine, &component, spec.kind, granted)?;
+        check_limits(&host, &component, &spec.limits)?;
+        if granted {
+            host.clients.prepare(&spec.grants.http)?;
+        }
+        let mismatch = |error: wasmtime::Error| PluginError::Mismatch(format!("{error:#}"));
+        let instances = host.linker(granted).instantiate_pre(&component).map_err(mismatch)?;
+        let lifecycle = lifecycle::GuestIndices::new(&instances).map_err(mismatch)?;
+        let work = match spec.kind {
+            SubscriptionKind::Handler => Work::Handler(handler::GuestIndices::new(&instances).map_err(mismatch)?),
+            SubscriptionKind::Publisher => {
+                Work::Publisher(publisher::GuestIndices::new(&instances).map_err(mismatch)?)
+            }
+        };
+        let http = granted.then(|| {
+            Arc::new(Access {
+                name: spec.name.clone(),
+                grants: spec.grants.http,
+                clients: Arc::clone(&host.clients),
+                limits: spec.limits.clone(),
+            })
+        });
+        let facts = Facts {
+            name: spec.name,
+            kind: spec.kind,
+            config: spec.config,
+            limits: spec.limits,
+            payload_bytes_max: spec.payload_bytes_max,
+            http,
+        };
+        let (facts, idle) = (Arc::new(facts), Mutex::new(Vec::new()));
+        Ok(Self { host, facts, digest, instances, lifecycle, work, reuse: spec.reuse, idle })
+    }
+
+    /// SHA-256 of the component.
+    #[must_use]
+    pub fn digest(&self) -> &PluginDigest {
+        &self.digest
+    }
+
+    /// Lets the plugin check its configuration, as is done once at deploy. Also finds types that differ from the
+    /// contract, which show only in an instance.
+    ///
+    /// # Errors
+    /// [`PluginError::Invalid`] with what the plugin says, [`PluginError::Mismatch`], or [`PluginError::Validate`] if
+    /// it traps or takes too long.
+    pub async fn validate(&self) -> Result<(), PluginError> {
+        match self.check_config().await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(errors)) => Err(PluginError::Invalid { errors }),
+            Err(Failure::Retry { reason, error }) => Err(PluginError::Validate { reason, error }),
+            Err(other) => Err(PluginError::Mismatch(format!("{other:?}"))),
+        }
+    }
+
+    /// An instance that is kept for reuse.
+    pub(crate) fn take_idle(&self) -> Option<Live> {
+        if !self.reuse {
+            return None;
+        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Keeps an instance that ended its call well.
+    pub(crate) fn keep(&self, live: Live) {
+        if !self.reuse || live.served >= self.facts.limits.reuse_max {
+            return;
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < self.facts.limits.idle_max {
+            idle.push(live);
+        }
+    }
+
+    /// Gives up what is kept for reuse.
+    pub(crate) fn drop_idle(&self) {
+        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        // Outside the lock: taking instances down takes a while.
+        drop(idle);
+    }
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plugin").field("name", &self.facts.name).field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+fn compile(host: &Host, bytes: &[u8], digest: &PluginDigest) -> Result<Component, PluginError> {
+    if let Some(component) = host.cache.as_ref().and_then(|cache| cache.load(&host.engine, digest)) {
+        return Ok(component);
+    }
+    let component =
+        Component::from_binary(&host.engine, bytes).map_err(|error| PluginError::Compile(format!("{error:#}")))?;
+    if let Some(cache) = &host.cache {
+        cache.store(digest, &component);
+    }
+    Ok(component)
+}
+
+fn check_limits(host: &Host, component: &Component, limits: &Limits) -> Result<(), PluginError> {
+    let check = |what, needs: u64, limit, max: usize| {
+        let max = max as u64;
+        if needs > max { Err(PluginError::Limit { what, needs, limit, max }) } else { Ok(()) }
+    };
+    check(
+        "the memory of the plugin's limits",
+        limits.memory_bytes_max as u64,
+        "the host's `memory_bytes_max`",
+        host.options.memory_bytes_max,
+    )?;
+    check(
+        "the table size of the plugin's limits",
+        limits.table_elements_max as u64,
+        "the host",
+        engine::TABLE_ELEMENTS_MAX,
+    )?;
+    let Some(needs) = component.resources_required() else { return Ok(()) };
+    let memory = needs.max_initial_memory_size.unwrap_or(0).saturating_mul(64 << 10);
+    check("the memory that the component starts with", memory, "`memory_bytes_max`", limits.memory_bytes_max)?;
+    let table = needs.max_initial_table_size.unwrap_or(0);
+    check("the table that the component starts with", table, "`table_elements_max`", limits.table_elements_max)
+}

@@ -1,0 +1,114 @@
+//! What the host holds for one guest instance while it runs: the data of its store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use laneway_core::{Effects, Message, Name, StateView, SubscriptionKind};
+use wasmtime::component::ResourceTable;
+
+use crate::Limits;
+use crate::bindings::laneway::plugin::{config, types};
+use crate::effects::Buffer;
+use crate::http::Access;
+use crate::log::Lines;
+use crate::meter::Meter;
+use crate::wait::Bounds;
+use crate::wasi::Wasi;
+
+/// What stays the same for all calls of a plugin.
+pub(crate) struct Facts {
+    pub(crate) name: Name,
+    pub(crate) kind: SubscriptionKind,
+    pub(crate) config: BTreeMap<String, String>,
+    pub(crate) limits: Limits,
+    pub(crate) payload_bytes_max: u64,
+    pub(crate) http: Option<Arc<Access>>,
+}
+
+/// The message that a handler's instance is at work on.
+pub(crate) struct Subject {
+    pub(crate) message: Arc<Message>,
+    pub(crate) state: Arc<dyn StateView>,
+}
+
+/// The store's data.
+pub(crate) struct Session {
+    pub(crate) facts: Arc<Facts>,
+    /// None for a publisher's batch, and while a configuration is checked.
+    pub(crate) subject: Option<Subject>,
+    pub(crate) bounds: Bounds,
+    pub(crate) meter: Meter,
+    pub(crate) lines: Lines,
+    pub(crate) effects: Buffer,
+    pub(crate) table: ResourceTable,
+    /// Made when the guest first touches WASI, as many never do.
+    pub(crate) wasi: Option<Box<Wasi>>,
+}
+
+impl Session {
+    pub(crate) fn new(facts: Arc<Facts>, subject: Option<Subject>, bounds: Bounds) -> Self {
+        let meter = Meter::new(facts.limits.memory_bytes_max, facts.limits.table_elements_max);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(facts.limits.resources_max);
+        Self {
+            facts,
+            subject,
+            bounds,
+            meter,
+            lines: Lines::default(),
+            effects: Buffer::default(),
+            table,
+            wasi: None,
+        }
+    }
+
+    /// Gets an instance that is used again ready for its next call.
+    pub(crate) fn renew(&mut self, subject: Option<Subject>, bounds: Bounds) {
+        if let Some(wasi) = &mut self.wasi {
+            wasi.renew(bounds.deadline);
+        }
+        self.subject = subject;
+        self.bounds = bounds;
+        self.meter.reset();
+        self.lines = Lines::default();
+        self.effects = Buffer::default();
+    }
+
+    /// Ends a call: writes what is left to log, lets go of the message and hands out its effects.
+    pub(crate) fn finish(&mut self, success: bool) -> Effects {
+        if let Some(wasi) = &self.wasi {
+            for (level, text) in wasi.take_lines() {
+                // Over the limit it is dropped; an attempt that is over is not failed for it.
+                drop(self.write_line(level, &text, &[]));
+            }
+        }
+        self.lines.close(&self.facts.name, self.message_id());
+        let effects = std::mem::take(&mut self.effects).into_effects(success);
+        self.subject = None;
+        effects
+    }
+
+    pub(crate) fn message_id(&self) -> Option<&str> {
+        self.subject.as_ref().map(|subject| subject.message.id.as_str())
+    }
+
+    /// WASI's part, made now if it was not before.
+    pub(crate) fn wasi(&mut self) -> (&mut Wasi, &mut ResourceTable) {
+        let Self { facts, bounds, wasi, table, .. } = self;
+        (wasi.get_or_insert_with(|| Box::new(Wasi::new(facts, bounds.deadline))), table)
+    }
+
+    /// How much longer the attempt may take.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.bounds.deadline
+    }
+}
+
+impl types::Host for Session {}
+
+impl config::Host for Session {
+    fn get(&mut self, key: String) -> wasmtime::Result<Option<String>> {
+        Ok(self.facts.config.get(&key).cloned())
+    }
+}

@@ -1,0 +1,69 @@
+//! How long an attempt may go on, and waiting within that.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use laneway_core::{Interrupt, StateError};
+
+/// How often a waiting host function looks at the interrupt: a switch without a wake-up of its own.
+const INTERRUPT_POLL: Duration = Duration::from_millis(10);
+
+/// Why the host ends a guest. Travels through the guest as the cause of its trap.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    #[error("the attempt ran past its timeout")]
+    Timeout,
+    #[error("the attempt was interrupted")]
+    Interrupted,
+    #[error("a key of the state changed while the attempt read it")]
+    Stale,
+    #[error("{0}")]
+    EffectLimit(String),
+    #[error("the plugin kept logging after {0} lines were taken")]
+    LogFlood(u32),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("effects are there for messages only, not for the check of the configuration")]
+    NoMessage,
+}
+
+/// When an attempt ends at the latest.
+pub(crate) struct Bounds {
+    pub(crate) deadline: Instant,
+    interrupts: Vec<Interrupt>,
+}
+
+impl Bounds {
+    pub(crate) fn new(deadline: Instant, interrupts: Vec<Interrupt>) -> Self {
+        Self { deadline, interrupts }
+    }
+
+    /// Fails once the attempt has to end.
+    pub(crate) fn check(&self) -> Result<(), Ended> {
+        if self.interrupts.iter().any(Interrupt::is_set) {
+            Err(Ended::Interrupted)
+        } else if Instant::now() >= self.deadline {
+            Err(Ended::Timeout)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits for something, but not longer than the attempt lasts.
+    pub(crate) async fn wait<T>(&self, future: impl Future<Output = T>) -> Result<T, Ended> {
+        let mut future = pin!(future);
+        // Most waits are over at once; they pay for no timer.
+        if let Poll::Ready(value) = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+            return Ok(value);
+        }
+        loop {
+            self.check()?;
+            let step = self.deadline.min(Instant::now() + INTERRUPT_POLL);
+            if let Ok(value) = tokio::time::timeout_at(step.into(), future.as_mut()).await {
+                return Ok(value);
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Storage on SQLite and on PostgreSQL: the outbox, its deliveries, and the handlers' effects.
+//!
+//! No policy lives here: when to retry, whom to pause and what to run is the engine's. Both halves have the same file
+//! names, so that they can be read side by side, and pass the same conformance suite.
+
+mod facade;
+pub mod postgres;
+pub mod sqlite;
+
+pub use facade::{InvalidStorageUrl, Migrated, Storage};

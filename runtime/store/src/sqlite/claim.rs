@@ -1,0 +1,292 @@
+//! Leasing what is due.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use laneway_core::{
+    Batch, ClaimRequest, Delivery, DeliveryId, Header, LeaseToken, Message, MessageId, Priority, StoreError, Topic,
+};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use sqlx::Row;
+
+use super::connection::{Connections, Reader, from_hex, json, millis, now_ms};
+use super::writer::{Durability, Ran, Script};
+
+/// Leases due deliveries of one lane.
+pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
+    // A look first: with nothing due, nobody's write is held up.
+    let Some(due) = probe(&mut connections.reader().await?, &request).await? else {
+        return Ok(None);
+    };
+    let mut deliveries: Vec<Delivery> = Vec::new();
+    for &priority in &due.priorities {
+        let left = request.limit.saturating_sub(u32::try_from(deliveries.len()).unwrap_or(u32::MAX));
+        if left == 0 {
+            break;
+        }
+        match lease(connections, &request, &due, priority, left).await {
+            Ok(more) => deliveries.extend(more),
+            Err(error) if deliveries.is_empty() => return Err(error),
+            // What is leased already must get to work.
+            Err(error) => {
+                tracing::warn!(%error, "failed to claim lower priorities");
+                break;
+            }
+        }
+    }
+    if deliveries.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Batch { subscription: request.subscription, token: due.token, deliveries }))
+}
+
+/// What a look found.
+struct Due {
+    /// Priorities that have something due, highest first.
+    priorities: Vec<i64>,
+    /// A token never used before.
+    token: LeaseToken,
+    /// The database's time of the look, in milliseconds.
+    now: i64,
+}
+
+async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due>, StoreError> {
+    // One index probe a priority that has deliveries, and one for its earliest delivery.
+    let query = concat!(
+        "-- claim.probe
+        WITH RECURSIVE hop (priority) AS (
+            SELECT max(d.priority) FROM laneway_delivery d WHERE d.subscription_id = ?1 AND d.lane = ?2
+            UNION ALL
+            SELECT (SELECT max(d.priority) FROM laneway_delivery d
+                WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority < hop.priority)
+            FROM hop WHERE hop.priority IS NOT NULL
+        )
+        SELECT hop.priority, random() & 9223372036854775807, ", now_ms!(), " FROM hop
+        WHERE hop.priority IS NOT NULL AND EXISTS (SELECT 1 FROM laneway_delivery d
+            WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority = hop.priority AND d.available_at <= ",
+        now_ms!(),
+        ")
+        ORDER BY hop.priority DESC LIMIT ?3"
+    );
+    let statement =
+        sqlx::query(query).bind(request.subscription.0).bind(request.lane.number()).bind(request.limit);
+    let mut due = None;
+    reader
+        .each(statement, |row| {
+            let priority = row.try_get(0)?;
+            match &mut due {
+                None => {
+                    due = Some(Due {
+                        priorities: vec![priority],
+                        token: LeaseToken(row.try_get(1)?),
+                        now: row.try_get(2)?,
+                    });
+                }
+                Some(due) => due.priorities.push(priority),
+            }
+            Ok(())
+        })
+        .await?;
+    Ok(due)
+}
+
+/// Payloads up to this size come with the claim's one answer; larger ones are fetched each by itself.
+macro_rules! inline_bytes_max {
+    () => {
+        "16384"
+    };
+}
+
+/// A claimed delivery as the claim answers it.
+#[derive(Deserialize)]
+struct Claimed {
+    id: i64,
+    due: i64,
+    seq: i64,
+    attempt: u32,
+    since: Option<u64>,
+    message: Option<String>,
+    topic: Option<String>,
+    key: Option<String>,
+    content_type: Option<String>,
+    headers: Option<String>,
+    tenant: Option<String>,
+    payload: Option<String>,
+    processed: u8,
+}
+
+async fn lease(
+    connections: &Connections,
+    request: &ClaimRequest,
+    due: &Due,
+    priority: i64,
+    limit: u32,
+) -> Result<Vec<Delivery>, StoreError> {
+    // The index gives the order of these rows, so that the limit ends the scan. Tokens are not looked at: what is due is
+    // free. The time is that of the look: under the write lock, and with one time, both statements find the same rows.
+    macro_rules! due {
+        () => {
+            "FROM laneway_delivery
+            WHERE subscription_id = ? AND lane = ? AND priority = ? AND available_at <= ?
+            ORDER BY available_at, message_seq LIMIT ?"
+        };
+    }
+    // One row for all: each row is a message between threads.
+    macro_rules! select {
+        ($processed:literal) => {
+            concat!(
+                "-- claim.select
+                SELECT json_group_array(json_object('id', d.id, 'due', d.available_at, 'seq', d.message_seq,
+                    'attempt', d.attempt, 'since', max(0, ", now_ms!(), " - d.first_attempt_at), 'message', m.id,
+                    'topic', m.topic, 'key', m.key, 'content_type', m.content_type,
+                    'headers', nullif(m.headers, '{}'), 'tenant', m.tenant,
+                    'payload', CASE WHEN length(m.payload) <= ", inline_bytes_max!(), " THEN hex(m.payload) END,
+                    'processed', ", $processed, "))
+                FROM (SELECT * ", due!(), ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq"
+            )
+        };
+    }
+    let mut script = Script::new();
+    script.step(match request.check_markers {
+        true => select!(
+            "EXISTS (SELECT 1 FROM laneway_marker k
+                WHERE k.subscription_id = d.subscription_id AND k.message_id = m.id)"
+        ),
+        false => select!("0"),
+    });
+    let bind_due = |script: &mut Script| {
+        script.bind(request.subscription.0)?;
+        script.bind(request.lane.number())?;
+        script.bind(priority)?;
+        script.bind(due.now)?;
+        script.bind(limit)
+    };
+    bind_due(&mut script)?;
+    script.step(concat!(
+        "-- claim.lease
+        UPDATE laneway_delivery SET lease_token = ?, available_at = ", now_ms!(), " + ?, attempt = attempt + 1,
+            first_attempt_at = coalesce(first_attempt_at, ", now_ms!(), ")
+        WHERE id IN (SELECT id ", due!(), ")"
+    ));
+    script.bind(due.token.0)?;
+    script.bind(millis(request.lease))?;
+    bind_due(&mut script)?;
+
+    let mut answer = Vec::new();
+    let ran = connections
+        .run(Durability::Buffered, script, |row| {
+            answer = row.try_get(0)?;
+            Ok(())
+        })
+        .await?;
+    if let Ran::Stopped = ran {
+        return Err(StoreError::Other("claim was stopped".to_owned()));
+    }
+    // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.
+    let mut claimed: Vec<Claimed> = serde_json::from_str(&String::from_utf8_lossy(&answer))
+        .map_err(|error| StoreError::Other(format!("claimed deliveries are not readable: {error}")))?;
+    claimed.sort_by_key(|claimed| (claimed.due, claimed.seq));
+    complete(connections, request, priority, claimed).await
+}
+
+/// Makes deliveries of what was claimed: fetches large payloads, and removes deliveries that have no message.
+async fn complete(
+    connections: &Connections,
+    request: &ClaimRequest,
+    priority: i64,
+    claimed: Vec<Claimed>,
+) -> Result<Vec<Delivery>, StoreError> {
+    let large: Vec<i64> = claimed.iter().filter(|claimed| claimed.payload.is_none()).map(|c| c.seq).collect();
+    let mut payloads = match large.is_empty() {
+        true => HashMap::new(),
+        false => fetch_payloads(&mut connections.reader().await?, &large).await?,
+    };
+    let mut deliveries = Vec::with_capacity(claimed.len());
+    let mut orphans = Vec::new();
+    for claimed in claimed {
+        let payload = match &claimed.payload {
+            Some(hex) => from_hex(hex),
+            None => payloads.remove(&claimed.seq),
+        };
+        let id = claimed.id;
+        match delivery(request, priority, claimed, payload) {
+            Some(delivery) => deliveries.push(delivery),
+            None => orphans.push(id),
+        }
+    }
+    if !orphans.is_empty() {
+        remove_orphans(connections, &orphans).await?;
+    }
+    Ok(deliveries)
+}
+
+/// `None` if the message is gone.
+fn delivery(
+    request: &ClaimRequest,
+    priority: i64,
+    claimed: Claimed,
+    payload: Option<Vec<u8>>,
+) -> Option<Delivery> {
+    let message = Message {
+        id: MessageId::from_stored(claimed.message?),
+        topic: Topic::from_stored(claimed.topic?),
+        key: claimed.key,
+        priority: Priority(i32::try_from(priority).unwrap_or_default()),
+        payload: Bytes::from(payload?),
+        content_type: claimed.content_type?,
+        headers: claimed.headers.map_or_else(Vec::new, |headers| parse_headers(&headers)),
+        tenant: claimed.tenant,
+    };
+    Some(Delivery {
+        id: DeliveryId(claimed.id),
+        lane: request.lane,
+        message,
+        // Counted by this claim.
+        attempt: claimed.attempt.saturating_add(1),
+        since_first_attempt: Duration::from_millis(claimed.since.unwrap_or_default()),
+        processed: claimed.processed != 0,
+    })
+}
+
+async fn fetch_payloads(reader: &mut Reader, messages: &[i64]) -> Result<HashMap<i64, Vec<u8>>, StoreError> {
+    let query = "-- claim.fetch_payloads
+        SELECT m.seq, CAST(m.payload AS BLOB) FROM json_each(?) i CROSS JOIN laneway_message m ON m.seq = i.value";
+    let rows = reader.all(sqlx::query(query).bind(json(messages)?), |row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    Ok(rows.await?.into_iter().collect())
+}
+
+/// Removes deliveries whose message was taken out from under them, as an INSERT OR REPLACE of a producer does.
+async fn remove_orphans(connections: &Connections, ids: &[i64]) -> Result<(), StoreError> {
+    tracing::warn!(deliveries = ids.len(), "messages are gone from the outbox; their deliveries are removed");
+    let mut script = Script::new();
+    script.step(
+        "-- claim.remove_orphans
+        DELETE FROM laneway_delivery WHERE id IN (SELECT value FROM json_each(?))",
+    );
+    script.bind(json(ids)?)?;
+    connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
+}
+
+/// Reads a JSON object of strings, in its order. The schema lets nothing else in.
+fn parse_headers(json: &str) -> Vec<Header> {
+    struct Headers;
+    impl<'de> Visitor<'de> for Headers {
+        type Value = Vec<Header>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of strings")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut headers = Vec::new();
+            while let Some((name, value)) = map.next_entry()? {
+                headers.push(Header { name, value });
+            }
+            Ok(headers)
+        }
+    }
+    serde_json::Deserializer::from_str(json).deserialize_map(Headers).unwrap_or_default()
+}

@@ -1,0 +1,75 @@
+//! Leases in hand, and when the next delivery becomes due.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use laneway_core::{DeliveryId, LeaseToken, Renewal, StoreError, SubscriptionId};
+use sqlx::Row;
+
+use super::connection::{Connections, Reader, json, millis, now_ms};
+use super::writer::Durability;
+
+/// Renews leases. Answers the deliveries whose lease no longer held.
+pub(super) async fn renew(
+    connections: &Connections,
+    renewals: &[Renewal],
+) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError> {
+    let mut lost = Vec::new();
+    if renewals.iter().all(|renewal| renewal.deliveries.is_empty()) {
+        return Ok(lost);
+    }
+    let mut transaction = connections.begin(Durability::Buffered).await?;
+    for renewal in renewals {
+        let ids = json(&renewal.deliveries)?;
+        let query = concat!(
+            "-- lease.renew
+            UPDATE laneway_delivery SET available_at = ", now_ms!(), " + ?1
+            WHERE lease_token = ?2 AND id IN (SELECT value FROM json_each(?3))"
+        );
+        let statement = sqlx::query(query).bind(millis(renewal.lease)).bind(renewal.token.0).bind(ids.as_str());
+        let renewed = transaction.execute(statement).await?.rows_affected();
+        if usize::try_from(renewed).is_ok_and(|renewed| renewed == renewal.deliveries.len()) {
+            continue;
+        }
+        let query = "-- lease.held
+            SELECT id FROM laneway_delivery WHERE lease_token = ? AND id IN (SELECT value FROM json_each(?))";
+        let mut held: HashSet<i64> = HashSet::new();
+        transaction
+            .each(sqlx::query(query).bind(renewal.token.0).bind(ids), |row| {
+                held.insert(row.try_get(0)?);
+                Ok(())
+            })
+            .await?;
+        let gone = renewal.deliveries.iter().filter(|delivery| !held.contains(&delivery.0));
+        lost.extend(gone.map(|&delivery| (renewal.token, delivery)));
+    }
+    transaction.commit().await?;
+    Ok(lost)
+}
+
+/// Time until the earliest delivery that is not yet due becomes so.
+pub(super) async fn next_due(
+    reader: &mut Reader,
+    subscription: SubscriptionId,
+) -> Result<Option<Duration>, StoreError> {
+    // One index probe a lane and priority that has deliveries, and one for its first that is not due.
+    let query = concat!(
+        "-- lease.next_due
+        WITH RECURSIVE hop (lane, priority) AS (
+            SELECT l.value, (SELECT max(d.priority) FROM laneway_delivery d
+                WHERE d.subscription_id = ?1 AND d.lane = l.value)
+            FROM json_each('[0,1]') l
+            UNION ALL
+            SELECT hop.lane, (SELECT max(d.priority) FROM laneway_delivery d
+                WHERE d.subscription_id = ?1 AND d.lane = hop.lane AND d.priority < hop.priority)
+            FROM hop WHERE hop.priority IS NOT NULL
+        )
+        SELECT min((SELECT min(d.available_at) FROM laneway_delivery d
+            WHERE d.subscription_id = ?1 AND d.lane = hop.lane AND d.priority = hop.priority
+            AND d.available_at > ", now_ms!(), ")) - ", now_ms!(), "
+        FROM hop WHERE hop.priority IS NOT NULL"
+    );
+    let statement = sqlx::query(query).bind(subscription.0);
+    let wait: Option<Option<i64>> = reader.optional(statement, |row| row.try_get(0)).await?;
+    Ok(wait.flatten().map(|wait| Duration::from_millis(u64::try_from(wait).unwrap_or_default())))
+}

@@ -1,0 +1,123 @@
+//! Our tables in the file: which version they have, and how they get there.
+
+use std::sync::LazyLock;
+
+use laneway_core::StoreError;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection, Row, SqliteConnection};
+
+use super::SqliteOptions;
+use super::connection::{classify, connect_writer, name_file};
+use crate::Migrated;
+
+static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrator = sqlx::migrate!("../../migrations/sqlite");
+    // The file may be the application's own, with migrations of its own under the usual name.
+    migrator.dangerous_set_table_name("laneway_migration");
+    migrator
+});
+
+fn newest_known() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Brings the schema in the file up to date. The file is created if it is missing and `create` is set.
+///
+/// # Errors
+/// As for [`super::SqliteStore::open`], but for an older schema.
+pub async fn migrate(options: SqliteOptions) -> Result<Migrated, StoreError> {
+    let mut connection = connect(&options).await?;
+    let migrated = bring_up_to_date(&mut connection).await.map_err(|error| name_file(error, &options.path))?;
+    connection.close().await.map_err(classify)?;
+    Ok(migrated)
+}
+
+/// Opens the file for writing, with a schema that is this program's.
+pub(super) async fn open(options: &SqliteOptions) -> Result<SqliteConnection, StoreError> {
+    let mut connection = connect(options).await?;
+    prepare(&mut connection, options.create).await.map_err(|error| name_file(error, &options.path))?;
+    Ok(connection)
+}
+
+async fn connect(options: &SqliteOptions) -> Result<SqliteConnection, StoreError> {
+    if !options.create && !options.path.exists() {
+        return Err(name_file(StoreError::NotOurs("there is no such file".to_owned()), &options.path));
+    }
+    connect_writer(options).await
+}
+
+async fn prepare(connection: &mut SqliteConnection, create: bool) -> Result<(), StoreError> {
+    let needed = newest_known();
+    let found = version(connection).await?;
+    if found == 0 && create {
+        bring_up_to_date(connection).await?;
+    } else if found < needed {
+        return Err(StoreError::SchemaOlder { found, needed });
+    } else if found > needed {
+        return Err(StoreError::SchemaNewer { found, known: needed });
+    }
+    use_wal(connection).await
+}
+
+async fn bring_up_to_date(connection: &mut SqliteConnection) -> Result<Migrated, StoreError> {
+    // Looks before it touches: a file that is not ours stays as it is.
+    version(connection).await?;
+    use_wal(connection).await?;
+    // The migrator takes no lock on SQLite. With the write lock held, of two programs that start at once the second
+    // finds the work done.
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
+    let from = version(&mut transaction).await?;
+    let to = newest_known();
+    if from > to {
+        return Err(StoreError::SchemaNewer { found: from, known: to });
+    }
+    MIGRATOR.run_direct(None, &mut *transaction, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => classify(error),
+        other => StoreError::NotOurs(other.to_string()),
+    })?;
+    transaction.commit().await.map_err(classify)?;
+    Ok(Migrated { from, to })
+}
+
+/// Version of our schema in the file; 0 if it has no tables of ours.
+async fn version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    // schema.tables
+    let tables: Vec<String> =
+        sqlx::query_scalar(r"SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'laneway\_%' ESCAPE '\'")
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(classify)?;
+    if tables.iter().any(|table| table == "laneway_migration") {
+        // schema.version
+        return sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM laneway_migration WHERE success")
+            .fetch_one(connection)
+            .await
+            .map_err(|error| StoreError::NotOurs(format!("table laneway_migration is not as we write it: {error}")));
+    }
+    match tables.first() {
+        None => Ok(0),
+        Some(table) => Err(StoreError::NotOurs(format!("it has a table {table} that no migration of ours made"))),
+    }
+}
+
+/// Readers and the writer do not wait for each other in WAL mode. The mode is the file's, and lasts.
+async fn use_wal(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    // schema.wal
+    let row = sqlx::query("SELECT (SELECT encoding FROM pragma_encoding), (SELECT journal_mode FROM pragma_journal_mode)")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(classify)?;
+    let encoding: String = row.try_get(0).map_err(classify)?;
+    if encoding != "UTF-8" {
+        return Err(StoreError::NotOurs(format!("its text is stored as {encoding}; only UTF-8 is supported")));
+    }
+    if row.try_get::<String, _>(1).map_err(classify)? == "wal" {
+        return Ok(());
+    }
+    let mode: String =
+        sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(connection).await.map_err(classify)?;
+    if mode != "wal" {
+        return Err(StoreError::Unavailable(format!("its journal is {mode}, and it could not be switched to WAL")));
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Topologies: which patterns lead to which subscriptions, in a form that the fan-out trigger can match.
+
+use std::collections::BTreeMap;
+
+use laneway_core::{
+    AppliedTopology, Name, Segment, StoreError, Subscription, SubscriptionId, Topology, TopicPattern,
+};
+use sqlx::Row;
+
+use super::connection::{Connections, Reader, classify, json, now_ms};
+use super::writer::{Durability, Transaction};
+
+/// Dots of a topic of the greatest length, and more.
+const DOTS_UNBOUNDED: i64 = 255;
+
+const ACTIVE: &str = "-- topology.active
+    SELECT t.revision, t.canonical, s.name, s.id
+    FROM (SELECT revision, canonical FROM laneway_topology ORDER BY revision DESC LIMIT 1) t
+    LEFT JOIN laneway_subscription s ON s.active";
+
+/// Collects the rows of [`ACTIVE`].
+#[derive(Default)]
+struct Active {
+    topology: Option<(i64, String)>,
+    ids: BTreeMap<String, SubscriptionId>,
+}
+
+impl Active {
+    fn take(&mut self, row: &sqlx::sqlite::SqliteRow) -> Result<(), sqlx::Error> {
+        if self.topology.is_none() {
+            self.topology = Some((row.try_get(0)?, row.try_get(1)?));
+        }
+        if let Some(name) = row.try_get::<Option<String>, _>(2)? {
+            self.ids.insert(name, SubscriptionId(row.try_get(3)?));
+        }
+        Ok(())
+    }
+
+    /// The subscriptions in the order in which they are declared.
+    fn applied(self) -> Result<Option<AppliedTopology>, StoreError> {
+        /// The part of a canonical topology that is needed here.
+        #[derive(serde::Deserialize)]
+        struct Declared {
+            subscriptions: Vec<DeclaredName>,
+        }
+        #[derive(serde::Deserialize)]
+        struct DeclaredName {
+            name: Name,
+        }
+
+        let Some((revision, canonical)) = self.topology else { return Ok(None) };
+        let declared: Declared = serde_json::from_str(&canonical)
+            .map_err(|error| StoreError::Other(format!("stored topology {revision} is not readable: {error}")))?;
+        let subscriptions = declared
+            .subscriptions
+            .into_iter()
+            .map(|DeclaredName { name }| match self.ids.get(name.as_str()) {
+                Some(&id) => Ok((name, id)),
+                None => Err(StoreError::Other(format!("topology {revision} has no subscription `{name}`"))),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Some(AppliedTopology { revision, subscriptions, canonical }))
+    }
+}
+
+/// The active topology.
+pub(super) async fn active(reader: &mut Reader) -> Result<Option<AppliedTopology>, StoreError> {
+    let mut active = Active::default();
+    reader.each(sqlx::query(ACTIVE), |row| active.take(row)).await?;
+    active.applied()
+}
+
+async fn active_within(transaction: &mut Transaction) -> Result<Option<AppliedTopology>, StoreError> {
+    let mut active = Active::default();
+    transaction.each(sqlx::query(ACTIVE), |row| active.take(row)).await?;
+    active.applied()
+}
+
+/// Makes a topology the active one.
+pub(super) async fn apply(connections: &Connections, topology: &Topology) -> Result<AppliedTopology, StoreError> {
+    let canonical = topology.canonical();
+    let mut transaction = connections.begin(Durability::Flushed).await?;
+    if let Some(active) = active_within(&mut transaction).await?.filter(|active| active.canonical == canonical) {
+        transaction.roll_back().await?;
+        return Ok(active);
+    }
+    let query = "-- topology.deactivate
+        UPDATE laneway_subscription SET active = 0 WHERE active";
+    transaction.execute(sqlx::query(query)).await?;
+    for subscription in &topology.subscriptions {
+        put(&mut transaction, subscription).await?;
+    }
+    let query = concat!(
+        "-- topology.insert
+        INSERT INTO laneway_topology (canonical, applied_at) VALUES (?, ", now_ms!(), ")"
+    );
+    transaction.execute(sqlx::query(query).bind(canonical)).await?;
+    limit_payloads(&mut transaction, topology.payload_bytes_max).await?;
+    let applied = active_within(&mut transaction).await?;
+    transaction.commit().await?;
+    applied.ok_or_else(|| classify(sqlx::Error::RowNotFound))
+}
+
+async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Result<(), StoreError> {
+    let form = PatternForm::of(&subscription.pattern)?;
+    let query = "-- topology.put
+        INSERT INTO laneway_subscription
+            (name, pattern, kind, topic_glob, dots_min, dots_max, literals, lane_threshold, active, policies)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?)
+        ON CONFLICT (name) DO UPDATE SET pattern = excluded.pattern, kind = excluded.kind,
+            topic_glob = excluded.topic_glob, dots_min = excluded.dots_min, dots_max = excluded.dots_max,
+            literals = excluded.literals, lane_threshold = excluded.lane_threshold, active = 1,
+            policies = excluded.policies";
+    let statement = sqlx::query(query)
+        .bind(subscription.name.as_str())
+        .bind(subscription.pattern.as_str())
+        .bind(subscription.kind.as_str())
+        .bind(form.topic_glob)
+        .bind(form.dots_min)
+        .bind(form.dots_max)
+        .bind(form.literals)
+        .bind(subscription.lane_threshold.0)
+        .bind(json(subscription)?);
+    transaction.execute(statement).await.map(drop)
+}
+
+/// Puts the limit into a trigger of its own, as a number: a producer's insert looks nothing up.
+async fn limit_payloads(transaction: &mut Transaction, bytes_max: u32) -> Result<(), StoreError> {
+    let query = "-- topology.setting
+        INSERT INTO laneway_setting (name, value) VALUES ('payload_bytes_max', ?)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    transaction.execute(sqlx::query(query).bind(bytes_max.to_string())).await?;
+    transaction
+        .execute_raw(format!(
+            "DROP TRIGGER IF EXISTS laneway_message_payload_limit;
+            CREATE TRIGGER laneway_message_payload_limit BEFORE INSERT ON laneway_message
+            WHEN length(CAST(NEW.payload AS BLOB)) > {bytes_max}
+            BEGIN
+                SELECT RAISE(ABORT, 'payload is larger than {bytes_max} bytes, the limit of this outbox');
+            END"
+        ))
+        .await
+}
+
+/// A pattern as the columns that the trigger compares.
+#[derive(Debug)]
+struct PatternForm {
+    topic_glob: Option<String>,
+    dots_min: i64,
+    dots_max: i64,
+    literals: Option<String>,
+}
+
+impl PatternForm {
+    fn of(pattern: &TopicPattern) -> Result<Self, StoreError> {
+        let segments = pattern.segments();
+        let dots = i64::try_from(segments.len()).unwrap_or(DOTS_UNBOUNDED) - 1;
+        let open = segments.last() == Some(&Segment::Rest);
+        let wild = segments.iter().any(|segment| !matches!(segment, Segment::Literal(_)));
+        // With as many dots as the pattern has, each dot of the topic stands for one of the pattern, and no * of the
+        // GLOB holds any. With more dots, only the literals before the first wildcard are sure to be in place.
+        let moved = segments
+            .iter()
+            .enumerate()
+            .skip_while(|(_, segment)| matches!(segment, Segment::Literal(_)))
+            .filter_map(|(position, segment)| match segment {
+                Segment::Literal(literal) => Some((position, literal.as_str())),
+                Segment::Any | Segment::Rest => None,
+            });
+        let literals: BTreeMap<usize, &str> = if open { moved.collect() } else { BTreeMap::new() };
+        Ok(Self {
+            topic_glob: wild.then(|| pattern.as_str().replace('>', "*")),
+            dots_min: dots,
+            dots_max: if open { DOTS_UNBOUNDED } else { dots },
+            literals: if literals.is_empty() { None } else { Some(json(&literals)?) },
+        })
+    }
+}

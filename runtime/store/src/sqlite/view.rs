@@ -1,0 +1,277 @@
+//! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use laneway_core::{
+    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus,
+    MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
+};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::connection::{Connections, Reader, now_ms};
+use super::writer::{Durability, Script};
+
+type Decoded<T> = Result<T, sqlx::Error>;
+
+fn timestamp(millis: i64) -> Decoded<Timestamp> {
+    Timestamp::from_millisecond(millis).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+fn name(text: &str) -> Decoded<Name> {
+    Name::parse(text).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+fn lane(number: i16) -> Decoded<Lane> {
+    Lane::from_number(number).ok_or_else(|| sqlx::Error::Decode(format!("lane {number} is unknown").into()))
+}
+
+fn count(row: &SqliteRow, column: usize) -> Decoded<u64> {
+    Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or_default())
+}
+
+/// Everything at a glance. Each part is consistent in itself; they are read one after the other.
+pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
+    let query = "-- view.totals
+        SELECT (SELECT max(revision) FROM laneway_topology), (SELECT count(*) FROM laneway_message),
+            (SELECT count(*) FROM laneway_unrouted)";
+    let totals = reader
+        .optional(sqlx::query(query), |row| Ok((row.try_get(0)?, count(row, 1)?, count(row, 2)?)))
+        .await?;
+    let (topology_revision, messages, unrouted) = totals.unwrap_or_default();
+    let mut lanes = lanes(reader).await?;
+    let query = "-- view.subscriptions
+        SELECT s.id, s.name, s.pattern, s.kind, s.active,
+            (SELECT count(*) FROM laneway_dead_letter f WHERE f.subscription_id = s.id)
+        FROM laneway_subscription s ORDER BY s.name";
+    let subscriptions = reader
+        .all(sqlx::query(query), |row| {
+            Ok(SubscriptionStatus {
+                name: name(row.try_get(1)?)?,
+                pattern: row.try_get(2)?,
+                kind: row.try_get(3)?,
+                active: row.try_get::<i64, _>(4)? != 0,
+                lanes: Lane::ALL
+                    .into_iter()
+                    .map(|lane| {
+                        let id = row.try_get(0)?;
+                        Ok(lanes.remove(&(id, lane)).unwrap_or(LaneStatus {
+                            lane,
+                            due: 0,
+                            leased: 0,
+                            delayed: 0,
+                            oldest_due_seconds: None,
+                        }))
+                    })
+                    .collect::<Decoded<_>>()?,
+                dead_letters: count(row, 5)?,
+            })
+        })
+        .await?;
+    let query = "-- view.nodes
+        SELECT name, seen_at FROM laneway_node ORDER BY seen_at DESC, name";
+    let nodes = reader
+        .all(sqlx::query(query), |row| {
+            Ok(NodeStatus { name: name(row.try_get(0)?)?, seen_at: timestamp(row.try_get(1)?)? })
+        })
+        .await?;
+    Ok(Status { topology_revision, messages, unrouted, subscriptions, nodes })
+}
+
+/// Counts by subscription and lane, from the index alone.
+async fn lanes(reader: &mut Reader) -> Result<HashMap<(i64, Lane), LaneStatus>, StoreError> {
+    let query = concat!(
+        "-- view.lanes
+        SELECT d.subscription_id, d.lane,
+            sum(d.available_at <= c.now),
+            sum(d.available_at > c.now AND d.lease_token IS NOT NULL),
+            sum(d.available_at > c.now AND d.lease_token IS NULL),
+            (c.now - min(CASE WHEN d.available_at <= c.now THEN d.available_at END)) / 1000.0
+        FROM (SELECT ", now_ms!(), " AS now) c CROSS JOIN laneway_delivery d INDEXED BY laneway_delivery_due
+        GROUP BY d.subscription_id, d.lane"
+    );
+    let rows = reader
+        .all(sqlx::query(query), |row| {
+            let lane = lane(row.try_get(1)?)?;
+            let status = LaneStatus {
+                lane,
+                due: count(row, 2)?,
+                leased: count(row, 3)?,
+                delayed: count(row, 4)?,
+                oldest_due_seconds: row.try_get(5)?,
+            };
+            Ok(((row.try_get(0)?, lane), status))
+        })
+        .await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// The columns of a message in a list. The status is derived for the rows that are looked at, no others.
+macro_rules! message_columns {
+    () => {
+        "m.seq, m.id, m.topic, m.key, m.priority, m.tenant, m.content_type,
+        length(CAST(m.payload AS BLOB)), m.created_at, v.status"
+    };
+}
+
+fn message_view(row: &SqliteRow) -> Decoded<MessageView> {
+    let status: &str = row.try_get(9)?;
+    Ok(MessageView {
+        seq: row.try_get(0)?,
+        id: MessageId::from_stored(row.try_get(1)?),
+        topic: Topic::from_stored(row.try_get(2)?),
+        key: row.try_get(3)?,
+        priority: Priority(row.try_get(4)?),
+        tenant: row.try_get(5)?,
+        content_type: row.try_get(6)?,
+        payload_bytes: count(row, 7)?,
+        created_at: timestamp(row.try_get(8)?)?,
+        status: MessageStatus::from_name(status)
+            .ok_or_else(|| sqlx::Error::Decode(format!("status {status} is unknown").into()))?,
+        payload: None,
+        deliveries: Vec::new(),
+    })
+}
+
+/// Lists messages, newest first.
+pub(super) async fn messages(
+    reader: &mut Reader,
+    filter: &MessageFilter,
+) -> Result<Vec<MessageView>, StoreError> {
+    // Each walks what is sure to be short for its status, from the newest on, and stops at the limit.
+    let query = match filter.status {
+        None | Some(MessageStatus::Processed) => concat!(
+            "-- view.messages
+            SELECT ", message_columns!(), "
+            FROM laneway_message m CROSS JOIN laneway_message_status v ON v.seq = m.seq
+            WHERE (?1 IS NULL OR v.status = ?1) AND (?2 IS NULL OR m.topic = ?2)
+            ORDER BY m.seq DESC LIMIT ?3"
+        ),
+        Some(MessageStatus::Pending | MessageStatus::Processing) => concat!(
+            "-- view.messages_owed
+            SELECT ", message_columns!(), "
+            FROM laneway_delivery d CROSS JOIN laneway_message m ON m.seq = d.message_seq
+            CROSS JOIN laneway_message_status v ON v.seq = m.seq
+            WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
+            AND NOT EXISTS (SELECT 1 FROM laneway_delivery e
+                WHERE e.id > d.id AND e.id <= d.message_seq * 1048576 + 1048575)
+            ORDER BY d.id DESC LIMIT ?3"
+        ),
+        Some(MessageStatus::Failed) => concat!(
+            "-- view.messages_failed
+            SELECT ", message_columns!(), "
+            FROM (SELECT DISTINCT message_seq FROM laneway_dead_letter) f
+            CROSS JOIN laneway_message m ON m.seq = f.message_seq
+            CROSS JOIN laneway_message_status v ON v.seq = m.seq
+            WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
+            ORDER BY f.message_seq DESC LIMIT ?3"
+        ),
+    };
+    let statement = sqlx::query(query)
+        .bind(filter.status.map(MessageStatus::as_str))
+        .bind(filter.topic.as_ref().map(Topic::as_str))
+        .bind(filter.limit);
+    reader.all(statement, message_view).await
+}
+
+/// One message with its payload and deliveries.
+pub(super) async fn message(reader: &mut Reader, id: &MessageId) -> Result<Option<MessageView>, StoreError> {
+    let query = concat!(
+        "-- view.message
+        SELECT ", message_columns!(), ", CAST(m.payload AS BLOB)
+        FROM laneway_message m CROSS JOIN laneway_message_status v ON v.seq = m.seq WHERE m.id = ?"
+    );
+    let found = reader
+        .optional(sqlx::query(query).bind(id.as_str()), |row| {
+            let mut view = message_view(row)?;
+            view.payload = Some(printable(row.try_get(10)?));
+            Ok(view)
+        })
+        .await?;
+    let Some(mut view) = found else { return Ok(None) };
+    let query = concat!(
+        "-- view.deliveries
+        SELECT s.name, d.lane, d.available_at, d.attempt, d.lease_token IS NOT NULL AND d.available_at > ",
+        now_ms!(),
+        ", d.last_error
+        FROM laneway_delivery d JOIN laneway_subscription s ON s.id = d.subscription_id
+        WHERE d.id BETWEEN ?1 * 1048576 AND ?1 * 1048576 + 1048575 ORDER BY s.name"
+    );
+    view.deliveries = reader
+        .all(sqlx::query(query).bind(view.seq), |row| {
+            Ok(DeliveryView {
+                subscription: name(row.try_get(0)?)?,
+                lane: lane(row.try_get(1)?)?,
+                available_at: timestamp(row.try_get(2)?)?,
+                attempt: row.try_get(3)?,
+                leased: row.try_get::<i64, _>(4)? != 0,
+                last_error: row.try_get(5)?,
+            })
+        })
+        .await?;
+    Ok(Some(view))
+}
+
+/// Bytes as text; what is not UTF-8 as `\x` escapes.
+fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Lists dead letters, newest first.
+pub(super) async fn dead_letters(
+    reader: &mut Reader,
+    filter: &DeadLetterFilter,
+) -> Result<Vec<DeadLetterView>, StoreError> {
+    // A dead letter whose message was deleted can be neither explained nor replayed, and is not listed.
+    let query = "-- view.dead_letters
+        SELECT f.id, f.message_id, m.topic, s.name, f.lane, f.priority, f.reason, f.error, f.attempts,
+            f.first_attempt_at, f.failed_at, f.plugin
+        FROM laneway_dead_letter f
+        JOIN laneway_subscription s ON s.id = f.subscription_id
+        JOIN laneway_message m ON m.seq = f.message_seq
+        WHERE (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR m.topic = ?2) AND (?3 IS NULL OR f.reason = ?3)
+        ORDER BY f.id DESC LIMIT ?4";
+    let statement = sqlx::query(query)
+        .bind(filter.subscription.as_ref().map(Name::as_str))
+        .bind(filter.topic.as_ref().map(Topic::as_str))
+        .bind(filter.reason.as_deref())
+        .bind(filter.limit);
+    reader
+        .all(statement, |row| {
+            Ok(DeadLetterView {
+                id: row.try_get(0)?,
+                message_id: MessageId::from_stored(row.try_get(1)?),
+                topic: Topic::from_stored(row.try_get(2)?),
+                subscription: name(row.try_get(3)?)?,
+                lane: lane(row.try_get(4)?)?,
+                priority: Priority(row.try_get(5)?),
+                reason: row.try_get(6)?,
+                error: row.try_get(7)?,
+                attempts: row.try_get(8)?,
+                first_attempt_at: row.try_get::<Option<i64>, _>(9)?.map(timestamp).transpose()?,
+                failed_at: timestamp(row.try_get(10)?)?,
+                plugin: row.try_get(11)?,
+            })
+        })
+        .await
+}
+
+/// Notes that a node is alive.
+pub(super) async fn heartbeat(connections: &Connections, node: &Name) -> Result<(), StoreError> {
+    let mut script = Script::new();
+    script.step(concat!(
+        "-- view.heartbeat
+        INSERT INTO laneway_node (name, seen_at) VALUES (?, ", now_ms!(), ")
+        ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"
+    ));
+    script.bind(node.as_str())?;
+    connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
+}

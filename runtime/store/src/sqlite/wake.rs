@@ -1,0 +1,112 @@
+//! Wake-ups: of commits of this store at once, of those of other processes by watching the file.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use laneway_core::{StoreError, SubscriptionId};
+use sqlx::SqliteConnection;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::connection::classify;
+
+/// Between two looks while others are committing.
+const LOOK_BUSY: Duration = Duration::from_millis(1);
+/// Between two looks after a while without commits.
+const LOOK_QUIET: Duration = Duration::from_millis(5);
+/// After this long without a commit it is quiet.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
+/// After a failed look.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Who waits for work.
+#[derive(Default)]
+pub(super) struct Wakes {
+    waiting: Mutex<HashMap<SubscriptionId, Arc<Notify>>>,
+    /// Newest message that somebody was woken for. All older ones are covered: there is one writer at a time.
+    seen: AtomicI64,
+}
+
+impl Wakes {
+    /// Waits until messages may have come since the last call.
+    pub(super) async fn woken(&self, subscription: SubscriptionId) {
+        let notify = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(waiting.entry(subscription).or_insert_with(|| {
+                let notify = Notify::new();
+                // The first wait returns at once: messages may have come before anyone was known to wait.
+                notify.notify_one();
+                Arc::new(notify)
+            }))
+        };
+        notify.notified().await;
+    }
+
+    /// Wakes all for messages up to this one, unless they were woken for it already.
+    pub(super) fn committed(&self, newest: Option<i64>) {
+        let Some(newest) = newest else { return };
+        if self.seen.fetch_max(newest, Ordering::AcqRel) < newest {
+            for notify in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
+                // Keeps a permit for one who is about to wait.
+                notify.notify_one();
+            }
+        }
+    }
+}
+
+/// Watches the file for commits with new messages, of any process, until the handle is aborted.
+pub(super) async fn watch(
+    mut connection: SqliteConnection,
+    wakes: Arc<Wakes>,
+    round_trips: Arc<AtomicU64>,
+) -> Result<AbortHandle, StoreError> {
+    let mut version = file_version(&mut connection).await?;
+    wakes.seen.fetch_max(newest_message(&mut connection).await?, Ordering::AcqRel);
+    let watch = tokio::spawn(async move {
+        let mut changed_at = Instant::now();
+        let mut pause = LOOK_QUIET;
+        loop {
+            tokio::time::sleep(pause).await;
+            round_trips.fetch_add(1, Ordering::Relaxed);
+            let look = async {
+                let found = file_version(&mut connection).await?;
+                if found == version {
+                    return Ok(false);
+                }
+                round_trips.fetch_add(1, Ordering::Relaxed);
+                wakes.committed(Some(newest_message(&mut connection).await?));
+                version = found;
+                Ok::<_, StoreError>(true)
+            };
+            pause = match look.await {
+                Ok(true) => {
+                    changed_at = Instant::now();
+                    LOOK_BUSY
+                }
+                Ok(false) if changed_at.elapsed() < QUIET_AFTER => LOOK_BUSY,
+                Ok(false) => LOOK_QUIET,
+                // The callers' polling goes on meanwhile.
+                Err(error) => {
+                    tracing::debug!(%error, "failed to look for commits");
+                    LOOK_AGAIN
+                }
+            };
+        }
+    });
+    Ok(watch.abort_handle())
+}
+
+/// A number that differs after any other connection's commit.
+async fn file_version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    // wake.file_version
+    sqlx::query_scalar("PRAGMA data_version").fetch_one(connection).await.map_err(classify)
+}
+
+async fn newest_message(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+    let query = "-- wake.newest_message
+        SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'laneway_message'), 0)";
+    sqlx::query_scalar(query).fetch_one(connection).await.map_err(classify)
+}

@@ -1,0 +1,271 @@
+//! Write transactions, on the one connection that writes.
+//!
+//! Each call to a connection is a hop to its thread and back, which costs as much as the work of some ten messages. So a
+//! transaction goes as one [`Script`] where it can; [`Transaction`] is for those that must look before they write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::TryStreamExt;
+use laneway_core::StoreError;
+use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
+use sqlx::{Arguments, Either, Encode, Executor, Sqlite, SqliteConnection, Type};
+use tokio::sync::OwnedMutexGuard;
+
+use super::Synchronous;
+use super::connection::{Connections, Statement, classify, each};
+
+/// What must be true of a commit when it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// It survives a loss of power, if the options ask for that.
+    Flushed,
+    /// It survives a crash of this process. A loss of power may undo it, together with all later commits, of which none
+    /// was flushed: a flush takes all that was written to the WAL before it along. What claims and renewals write may
+    /// be undone like that: the delivery is due again, its attempt uncounted.
+    Buffered,
+}
+
+/// The connection that writes.
+pub(super) struct Writer {
+    connection: SqliteConnection,
+    /// What `PRAGMA synchronous` was last set to.
+    synchronous: Option<Synchronous>,
+    /// Whether a transaction may be open.
+    open: bool,
+}
+
+impl Writer {
+    pub(super) fn new(connection: SqliteConnection) -> Self {
+        Self { connection, synchronous: None, open: false }
+    }
+}
+
+/// An expression that stops a script when it is evaluated. The value names no constant, else SQLite evaluates it ahead.
+///
+/// SQLite raises errors of choice only within triggers; the error of a JSON path that is none can be had anywhere.
+macro_rules! stop {
+    ($value:literal) => {
+        concat!("json_extract('{}', 'laneway guard: ' || ", $value, ")")
+    };
+}
+pub(super) use stop;
+
+/// In the error of a guard that did not hold.
+const GUARD: &str = "laneway guard: ";
+
+/// The statements of one transaction, sent in one call. Their texts hold plain `?`, and few different scripts are
+/// made, so that each is prepared once and kept.
+pub(super) struct Script {
+    text: String,
+    arguments: SqliteArguments,
+    steps: usize,
+}
+
+impl Script {
+    pub(super) fn new() -> Self {
+        Self { text: "BEGIN IMMEDIATE".to_owned(), arguments: SqliteArguments::default(), steps: 1 }
+    }
+
+    /// Adds a statement; its values are to be bound next. Answers its position.
+    pub(super) fn step(&mut self, statement: &str) -> usize {
+        self.text.push_str(";\n");
+        self.text.push_str(statement);
+        self.steps += 1;
+        self.steps - 1
+    }
+
+    /// Whether it holds no statement yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps == 1
+    }
+
+    /// Binds the next value.
+    pub(super) fn bind<'v, T: Encode<'v, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> Result<(), StoreError> {
+        self.arguments.add(value).map_err(|error| StoreError::Other(error.to_string()))
+    }
+
+    /// Stops the script, so that nothing is committed, unless the last statement touched this many rows.
+    pub(super) fn guard_count(&mut self, rows: usize) -> Result<(), StoreError> {
+        self.step(concat!("SELECT ", stop!("changes()"), " WHERE changes() <> ?"));
+        self.bind(i64::try_from(rows).unwrap_or(i64::MAX))
+    }
+}
+
+/// How a script ended.
+pub(super) enum Ran {
+    /// Committed; what each statement did, by its position.
+    Committed(Vec<SqliteQueryResult>),
+    /// A guard did not hold, and nothing happened.
+    Stopped,
+}
+
+impl Connections {
+    /// Waits for the writers before us in this process.
+    async fn lock(&self) -> Result<Transaction, StoreError> {
+        let writer = Arc::clone(&self.writer).lock_owned().await;
+        let mut transaction = Transaction { writer: Some(writer), round_trips: self.round_trips_counter() };
+        let writer = transaction.writer()?;
+        if writer.open {
+            roll_back(writer).await?;
+        }
+        Ok(transaction)
+    }
+
+    fn synchronous_for(&self, durability: Durability) -> Synchronous {
+        match durability {
+            Durability::Flushed => self.synchronous,
+            Durability::Buffered => Synchronous::Normal,
+        }
+    }
+
+    /// Begins a write transaction: waits for the writers before us, in this process and in others.
+    pub(super) async fn begin(&self, durability: Durability) -> Result<Transaction, StoreError> {
+        let mut transaction = self.lock().await?;
+        transaction.set_synchronous(self.synchronous_for(durability)).await?;
+        transaction.count();
+        let writer = transaction.writer()?;
+        writer.open = true;
+        writer.connection.execute(sqlx::query("BEGIN IMMEDIATE")).await.map_err(classify)?;
+        Ok(transaction)
+    }
+
+    /// Runs a script as one transaction, and hands over its rows as they come.
+    pub(super) async fn run(
+        &self,
+        durability: Durability,
+        mut script: Script,
+        mut take: impl FnMut(&SqliteRow) -> Result<(), sqlx::Error> + Send,
+    ) -> Result<Ran, StoreError> {
+        script.step("COMMIT");
+        let statement = sqlx::query_with(sqlx::AssertSqlSafe(script.text), script.arguments);
+        let mut transaction = self.lock().await?;
+        transaction.set_synchronous(self.synchronous_for(durability)).await?;
+        transaction.count();
+        let writer = transaction.writer()?;
+        writer.open = true;
+        let ran = async {
+            let mut done = Vec::with_capacity(script.steps);
+            let mut stream = writer.connection.fetch_many(statement);
+            while let Some(step) = stream.try_next().await? {
+                match step {
+                    Either::Left(result) => done.push(result),
+                    Either::Right(row) => take(&row)?,
+                }
+            }
+            Ok(done)
+        };
+        match ran.await {
+            Ok(done) => {
+                writer.open = false;
+                Ok(Ran::Committed(done))
+            }
+            Err(error) => {
+                transaction.roll_back().await?;
+                match error {
+                    sqlx::Error::Database(error) if error.message().contains(GUARD) => Ok(Ran::Stopped),
+                    error => Err(classify(error)),
+                }
+            }
+        }
+    }
+}
+
+/// A write transaction. Dropped before its commit, be it by an error or because its future was cancelled, it is rolled
+/// back before anyone else gets the connection.
+pub(super) struct Transaction {
+    /// Always there, until the drop.
+    writer: Option<OwnedMutexGuard<Writer>>,
+    round_trips: Arc<AtomicU64>,
+}
+
+impl Transaction {
+    fn writer(&mut self) -> Result<&mut Writer, StoreError> {
+        self.writer.as_deref_mut().ok_or_else(|| StoreError::Other("transaction has ended".to_owned()))
+    }
+
+    fn count(&self) {
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sets what the next commits are worth, where it is not set already.
+    async fn set_synchronous(&mut self, wanted: Synchronous) -> Result<(), StoreError> {
+        let writer = self.writer()?;
+        if writer.synchronous == Some(wanted) {
+            return Ok(());
+        }
+        // Never a part of a script: SQLite sets this while it prepares, so a statement that is kept would do nothing.
+        let pragma = match wanted {
+            Synchronous::Full => "PRAGMA synchronous = FULL",
+            Synchronous::Normal => "PRAGMA synchronous = NORMAL",
+        };
+        writer.synchronous = None;
+        writer.connection.execute(sqlx::raw_sql(pragma)).await.map_err(classify)?;
+        writer.synchronous = Some(wanted);
+        self.count();
+        Ok(())
+    }
+
+    /// Runs a statement that answers no rows.
+    pub(super) async fn execute(&mut self, statement: Statement<'_>) -> Result<SqliteQueryResult, StoreError> {
+        self.count();
+        self.writer()?.connection.execute(statement).await.map_err(classify)
+    }
+
+    /// Runs statements without values, one after the other, not prepared.
+    pub(super) async fn execute_raw(&mut self, statements: String) -> Result<(), StoreError> {
+        self.count();
+        let statements = sqlx::raw_sql(sqlx::AssertSqlSafe(statements));
+        self.writer()?.connection.execute(statements).await.map_err(classify).map(drop)
+    }
+
+    /// Runs a statement and hands over its rows as they come.
+    pub(super) async fn each(
+        &mut self,
+        statement: Statement<'_>,
+        take: impl FnMut(&SqliteRow) -> Result<(), sqlx::Error> + Send,
+    ) -> Result<(), StoreError> {
+        self.count();
+        each(&mut self.writer()?.connection, statement, take).await
+    }
+
+    /// Commits.
+    pub(super) async fn commit(mut self) -> Result<(), StoreError> {
+        self.count();
+        let writer = self.writer()?;
+        writer.connection.execute(sqlx::query("COMMIT")).await.map_err(classify)?;
+        writer.open = false;
+        Ok(())
+    }
+
+    /// Rolls back.
+    pub(super) async fn roll_back(mut self) -> Result<(), StoreError> {
+        self.count();
+        roll_back(self.writer()?).await
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let Some(mut writer) = self.writer.take().filter(|writer| writer.open) else { return };
+        // The lock goes along, so the next writer waits. Without a runtime the next writer finds it open, if ever.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = roll_back(&mut writer).await {
+                    tracing::warn!(%error, "failed to roll back");
+                }
+            });
+        }
+    }
+}
+
+async fn roll_back(writer: &mut Writer) -> Result<(), StoreError> {
+    match writer.connection.execute(sqlx::query("ROLLBACK")).await {
+        Ok(_) => {}
+        // It was never begun, or was committed after all, or SQLite rolled it back by itself.
+        Err(sqlx::Error::Database(error)) if error.message().contains("no transaction is active") => {}
+        Err(error) => return Err(classify(error)),
+    }
+    writer.open = false;
+    Ok(())
+}

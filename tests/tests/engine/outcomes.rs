@@ -1,0 +1,159 @@
+//! What follows an attempt.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use laneway_core::{Effects, ErrorText, Failure, RetryPolicy, RetrySchedule, Subscription};
+
+use crate::rig::{Rig, message, play, reject, retry, subscription};
+
+#[tokio::test]
+async fn every_message_is_processed_once() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    rig.enqueue(500).await;
+    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
+    rig.enqueue(500).await;
+    rig.wait_until_empty().await;
+    assert_eq!(running.runs.load(Ordering::SeqCst), 1000);
+    assert!(running.engine.drain().await.complete);
+}
+
+#[tokio::test]
+async fn a_retry_comes_again_and_keeps_its_count() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    rig.enqueue(1).await;
+    let play = play(|call| async move {
+        if call.attempt.number < 3 { Err(retry("not yet")) } else { Ok(Effects::default()) }
+    });
+    let running = rig.start(&play);
+    rig.wait_until_empty().await;
+    assert_eq!(running.runs.load(Ordering::SeqCst), 3);
+    assert!(rig.dead_letters().await.is_empty());
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn attempts_run_out_into_the_dead_letters() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    rig.enqueue(1).await;
+    let running = rig.start(&play(|_| async { Err(retry("never")) }));
+    rig.wait_until_empty().await;
+    let dead = rig.dead_letters().await;
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].attempts, 3);
+    assert_eq!(dead[0].reason, "guest:again");
+    assert_eq!(dead[0].error, "never");
+    assert_eq!(dead[0].plugin.as_deref(), Some("abc"));
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn a_reject_is_dead_on_the_first_attempt() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    rig.enqueue(1).await;
+    let running = rig.start(&play(|_| async { Err(reject("bad")) }));
+    rig.wait_until_empty().await;
+    assert_eq!(rig.dead_letters().await[0].attempts, 1);
+    assert_eq!(running.runs.load(Ordering::SeqCst), 1);
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn throttling_pauses_the_subscription_and_counts_no_attempt() {
+    let rig = Rig::new(&[Subscription { concurrency: 1, ..subscription("s") }]).await;
+    rig.enqueue(20).await;
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = seen.clone();
+    let play = play(move |call| {
+        let first = {
+            let mut log = log.lock().unwrap();
+            log.push((std::time::Instant::now(), call.attempt.number));
+            log.len() == 1
+        };
+        async move {
+            if first {
+                let after = Some(Duration::from_millis(300));
+                Err(Failure::Throttled { after, error: ErrorText::new("slow down") })
+            } else {
+                Ok(Effects::default())
+            }
+        }
+    });
+    let running = rig.start(&play);
+    rig.wait_until_empty().await;
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 21);
+    assert!(seen[1].0 - seen[0].0 >= Duration::from_millis(290), "the pause was {:?}", seen[1].0 - seen[0].0);
+    assert!(seen.iter().all(|(_, attempt)| *attempt == 1), "an attempt was counted");
+    drop(seen);
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_the_host_ends_only_its_attempt() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    rig.enqueue(50).await;
+    let play = play(|call| async move {
+        assert!(call.message.payload.as_ref() != b"7", "a defect in the host");
+        Ok(Effects::default())
+    });
+    let running = rig.start(&play);
+    rig.wait_until_empty().await;
+    let dead = rig.dead_letters().await;
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].reason, "host_error");
+    assert!(dead[0].error.contains("a defect in the host"), "{}", dead[0].error);
+    assert_eq!(running.stats().completed, 49);
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn raising_the_attempts_applies_to_deliveries_that_wait() {
+    let patient = RetryPolicy {
+        schedule: RetrySchedule::Constant,
+        base: Duration::from_millis(300),
+        cap: Duration::from_millis(300),
+        jitter: 0.0,
+        max_attempts: 2,
+        ..RetryPolicy::default()
+    };
+    let rig = Rig::new(&[Subscription { retry: patient.clone(), ..subscription("s") }]).await;
+    rig.enqueue(1).await;
+    let failing = play(|_| async { Err(retry("not yet")) });
+    let running = rig.start(&failing);
+    running.wait_for("a retry", |stats| stats.retried == 1).await;
+    running.engine.drain().await;
+    let rig = rig.with_policy(RetryPolicy { max_attempts: 4, ..patient });
+    let running = rig.start(&failing);
+    rig.wait_until_empty().await;
+    assert_eq!(rig.dead_letters().await[0].attempts, 4);
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn the_backoff_of_one_delivery_delays_no_other() {
+    let slow =
+        RetryPolicy { base: Duration::from_secs(60), cap: Duration::from_secs(60), ..subscription("s").retry };
+    let rig = Rig::new(&[Subscription { retry: slow, ..subscription("s") }]).await;
+    rig.enqueue(100).await;
+    let play = play(|call| async move {
+        if call.message.payload.as_ref() == b"0" { Err(retry("later")) } else { Ok(Effects::default()) }
+    });
+    let running = rig.start(&play);
+    running.wait_for("all the others", |stats| stats.completed == 99).await;
+    assert_eq!(rig.left().await, 1);
+    running.engine.drain().await;
+}
+
+#[tokio::test]
+async fn a_delayed_message_runs_when_it_is_due_and_not_before() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
+    let mut late = message(1);
+    late.delay = Some(Duration::from_millis(400));
+    rig.store.enqueue(&[late]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(running.stats().completed, 0);
+    running.wait_for("the delayed message", |stats| stats.completed == 1).await;
+    running.engine.drain().await;
+}

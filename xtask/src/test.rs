@@ -1,0 +1,93 @@
+//! `cargo xtask test`: everything that the tests need is built and started first, and what was skipped is said last.
+
+use std::{env, ffi::OsString, fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, bail};
+use laneway_testing::postgres::{Cluster, SERVER_URL};
+
+use crate::{cargo, plugins, postgres};
+
+/// With the value `1`, a skipped test is a failure.
+const REQUIRE_ALL: &str = "LANEWAY_REQUIRE_ALL";
+
+/// File that skipped tests add a line to.
+const SKIPS_FILE: &str = "LANEWAY_TEST_SKIPS";
+
+/// Which tests to run
+#[derive(clap::Args)]
+pub struct TestArgs {
+    /// Further arguments of `cargo nextest run` (or of `cargo test` without it), such as a test's name
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// Runs the tests.
+pub fn run(args: &TestArgs) -> Result<()> {
+    let require_all = env::var(REQUIRE_ALL).as_deref() == Ok("1");
+    plugins::ensure_built()?;
+    cargo::build_programs()?;
+    let cluster = start_postgres(require_all)?;
+    let skips = cargo::programs()?.join("test-skips.txt");
+    fs::write(&skips, "").with_context(|| format!("could not empty {}", skips.display()))?;
+
+    let prepare = |command: &mut Command| {
+        command.env(SKIPS_FILE, &skips);
+        if let Some(cluster) = &cluster {
+            command.env(SERVER_URL, cluster.url("postgres"));
+        }
+    };
+    let mut tests = if has_nextest() {
+        cargo::cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])?
+    } else {
+        cargo::cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"])?
+    };
+    prepare(tests.args(&args.arguments));
+    let tests = cargo::succeed(&mut tests);
+
+    // With a filter the user wants those tests, not the documentation's.
+    let doc_tests = if args.arguments.is_empty() {
+        let mut doc_tests = cargo::cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])?;
+        prepare(&mut doc_tests);
+        cargo::succeed(&mut doc_tests)
+    } else {
+        Ok(())
+    };
+
+    let skipped = report_skips(&skips)?;
+    tests.context("tests failed")?;
+    doc_tests.context("tests of the documentation failed")?;
+    if require_all && skipped > 0 {
+        bail!("{skipped} tests were skipped, and {REQUIRE_ALL}=1");
+    }
+    Ok(())
+}
+
+/// One cluster for all test processes; each test makes a database of its own on it.
+fn start_postgres(require_all: bool) -> Result<Option<Cluster>> {
+    if env::var_os(SERVER_URL).is_some() {
+        return Ok(None);
+    }
+    if require_all { postgres::start().map(Some) } else { Cluster::start() }
+}
+
+fn has_nextest() -> bool {
+    cargo::cargo(&["nextest", "--version"])
+        .and_then(|mut command| Ok(command.output()?.status.success()))
+        .unwrap_or(false)
+}
+
+/// Prints which tests were skipped and answers how many.
+fn report_skips(path: &Path) -> Result<usize> {
+    let text = fs::read_to_string(path).with_context(|| format!("could not read {}", path.display()))?;
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    if !lines.is_empty() {
+        eprintln!("\n{} TESTS WERE SKIPPED, so they prove nothing:", lines.len());
+        for line in &lines {
+            eprintln!("  {line}");
+        }
+        eprintln!("For those that want PostgreSQL: {}.\n", postgres::HOW_TO_INSTALL);
+    }
+    Ok(lines.len())
+}
