@@ -277,6 +277,20 @@ $$;
 CREATE TRIGGER refuse_update BEFORE UPDATE ON laneway.message
     FOR EACH STATEMENT EXECUTE FUNCTION laneway.refuse_update();
 
+-- A delivery without its message could be neither run nor explained.
+CREATE FUNCTION laneway.forget_message() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM laneway.delivery d USING removed m WHERE d.message_seq = m.seq;
+    DELETE FROM laneway.unrouted u USING removed m WHERE u.message_seq = m.seq;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER forget_message AFTER DELETE ON laneway.message
+    REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION laneway.forget_message();
+
 CREATE VIEW laneway.message_status AS
     SELECT m.seq, m.id, m.topic,
         CASE

@@ -149,9 +149,9 @@ fn key(dir: &Path) -> io::Result<[u8; KEY_BYTES]> {
     }
     let mut found = Vec::new();
     File::open(&path)?.take(KEY_BYTES as u64 + 1).read_to_end(&mut found)?;
-    found
-        .try_into()
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the file `key` is damaged; remove it to get a new one"))
+    found.try_into().map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidData, "the file `key` is damaged; remove it to get a new one")
+    })
 }
 
 fn temporary(path: &Path) -> io::Result<PathBuf> {

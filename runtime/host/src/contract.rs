@@ -54,7 +54,11 @@ fn check_import(import: &str, kind: SubscriptionKind, http_granted: bool) -> Res
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     let (package, interface) = path.split_once('/').unwrap_or((path, ""));
     let version_of = |speaks: &'static str, track: &str| {
-        if version.starts_with(track) { Ok(()) } else { Err(PluginError::Version { import: import.to_owned(), speaks }) }
+        if version.starts_with(track) {
+            Ok(())
+        } else {
+            Err(PluginError::Version { import: import.to_owned(), speaks })
+        }
     };
     let unknown = || Err(PluginError::UnknownImport { import: import.to_owned() });
     match (package, interface) {

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use laneway_core::{
-    CONTENT_TYPE_JSON, Effects, Header, MessageId, NewMessage, Priority, StateVersion, Topic,
-};
+use laneway_core::{CONTENT_TYPE_JSON, Effects, Header, MessageId, NewMessage, Priority, StateVersion, Topic};
 
 use crate::Limits;
 use crate::bindings::laneway::plugin::effects::{EmitError, Entry, Host, Outgoing};
@@ -267,9 +265,9 @@ mod tests {
     fn a_header_stands_once() {
         let given = [("a", "1"), ("b", "2"), ("a", "3")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         let made = headers(given.to_vec());
-        assert_eq!(made.iter().map(|h| (h.name.as_str(), h.value.as_str())).collect::<Vec<_>>(), [
-            ("a", "3"),
-            ("b", "2")
-        ]);
+        assert_eq!(
+            made.iter().map(|h| (h.name.as_str(), h.value.as_str())).collect::<Vec<_>>(),
+            [("a", "3"), ("b", "2")]
+        );
     }
 }

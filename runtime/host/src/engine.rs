@@ -68,7 +68,6 @@ fn pool(options: &HostOptions) -> PoolingAllocationConfig {
         .linear_memory_keep_resident(MEMORY_KEEP_RESIDENT_BYTES)
         .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
         .async_stack_keep_resident(STACK_KEEP_RESIDENT_BYTES)
-        .memory_protection_keys(Enabled::No)
         // Suspected to mishandle pages that were swapped out.
         .pagemap_scan(Enabled::No);
     pool

@@ -40,7 +40,9 @@ pub enum HostError {
 #[non_exhaustive]
 pub enum PluginError {
     /// The bytes are no WebAssembly at all.
-    #[error("the file is not WebAssembly ({bytes} bytes); give a component, a `.wasm` file that a guest build makes")]
+    #[error(
+        "the file is not WebAssembly ({bytes} bytes); give a component, a `.wasm` file that a guest build makes"
+    )]
     NotWebAssembly {
         /// Size of what was given.
         bytes: usize,

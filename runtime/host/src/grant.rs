@@ -88,9 +88,10 @@ impl HttpGrant {
         }
         let covered = match &self.host {
             GrantedHost::Name(name) => name == host,
-            GrantedHost::Below(domain) => {
-                host.strip_suffix(domain.as_str()).and_then(|rest| rest.strip_suffix('.')).is_some_and(|label| !label.is_empty())
-            }
+            GrantedHost::Below(domain) => host
+                .strip_suffix(domain.as_str())
+                .and_then(|rest| rest.strip_suffix('.'))
+                .is_some_and(|label| !label.is_empty()),
             GrantedHost::Address(address) => host.parse::<IpAddr>().is_ok_and(|found| found == *address),
         };
         covered.then(|| self.reach())

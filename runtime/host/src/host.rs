@@ -62,9 +62,9 @@ impl Host {
         let engine = engine::new(&options).map_err(failed)?;
         let ticker = Ticker::start(engine.clone()).map_err(HostError::Ticker)?;
         let cache = match &options.cache_dir {
-            Some(dir) => Some(
-                Cache::open(dir, &engine).map_err(|source| HostError::Cache { path: dir.clone(), source })?,
-            ),
+            Some(dir) => {
+                Some(Cache::open(dir, &engine).map_err(|source| HostError::Cache { path: dir.clone(), source })?)
+            }
             None => None,
         };
         let plain = linker(&engine).map_err(failed)?;

@@ -22,9 +22,7 @@ pub(crate) enum Job<'a> {
 impl Job<'_> {
     pub(crate) fn subject(&self) -> Option<Subject> {
         match self {
-            Self::Handle(call) => {
-                Some(Subject { message: call.message.clone(), state: call.state.clone() })
-            }
+            Self::Handle(call) => Some(Subject { message: call.message.clone(), state: call.state.clone() }),
             Self::Publish(_) | Self::Validate => None,
         }
     }
@@ -102,7 +100,10 @@ impl Live {
                 let batch: Vec<Item<'_>> = calls
                     .iter()
                     .zip(&headers)
-                    .map(|(call, headers)| Item { message: message(&call.message, headers), attempt: attempt(call) })
+                    .map(|(call, headers)| Item {
+                        message: message(&call.message, headers),
+                        attempt: attempt(call),
+                    })
                     .collect();
                 Ok(Answer::Published(guest.call_publish(&mut self.store, &batch).await?))
             }

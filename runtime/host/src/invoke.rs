@@ -149,7 +149,8 @@ fn answers(
         Ok(results) => {
             // Some may be out, and there is no telling which.
             let text = format!("the publisher answered for {} of {messages} messages", results.len());
-            let failure = Failure::UnknownOutcome { reason: Reason::HOST, error: laneway_core::ErrorText::new(text) };
+            let failure =
+                Failure::UnknownOutcome { reason: Reason::HOST, error: laneway_core::ErrorText::new(text) };
             vec![Err(failure); messages]
         }
         Err(failure) => vec![Err(outcome::of_guest(failure)); messages],

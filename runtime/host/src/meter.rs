@@ -41,8 +41,12 @@ impl Refused {
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Memory { wanted, max } => write!(f, "the guest asked for {wanted} bytes of memory; it may have {max}"),
-            Self::Table { wanted, max } => write!(f, "the guest asked for {wanted} table elements; it may have {max}"),
+            Self::Memory { wanted, max } => {
+                write!(f, "the guest asked for {wanted} bytes of memory; it may have {max}")
+            }
+            Self::Table { wanted, max } => {
+                write!(f, "the guest asked for {wanted} table elements; it may have {max}")
+            }
         }
     }
 }
@@ -63,12 +67,7 @@ impl Meter {
 }
 
 impl ResourceLimiter for Meter {
-    fn memory_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         if maximum.is_some_and(|max| desired > max) {
             return Ok(false);
         }

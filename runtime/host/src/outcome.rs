@@ -95,7 +95,7 @@ pub(crate) fn of_error(error: &wasmtime::Error, session: &Session, instantiated:
 
 /// The engine's errors for these two limits have no public type; tests hold that the texts are still theirs.
 const HOSTCALL_FUEL: &str = "fuel allocated for hostcalls has been exhausted";
-const HANDLES: &str = "handle";
+const HANDLES: &str = "store handle limit exceeded";
 
 fn root(error: &wasmtime::Error) -> String {
     error.root_cause().to_string()

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use laneway_core::{Effects, Message, Name, StateView, SubscriptionKind};
 use wasmtime::component::ResourceTable;
@@ -83,7 +82,8 @@ impl Session {
                 drop(self.write_line(level, &text, &[]));
             }
         }
-        self.lines.close(&self.facts.name, self.message_id());
+        let message_id = self.subject.as_ref().map(|subject| subject.message.id.as_str());
+        self.lines.close(&self.facts.name, message_id);
         let effects = std::mem::take(&mut self.effects).into_effects(success);
         self.subject = None;
         effects
@@ -97,11 +97,6 @@ impl Session {
     pub(crate) fn wasi(&mut self) -> (&mut Wasi, &mut ResourceTable) {
         let Self { facts, bounds, wasi, table, .. } = self;
         (wasi.get_or_insert_with(|| Box::new(Wasi::new(facts, bounds.deadline))), table)
-    }
-
-    /// How much longer the attempt may take.
-    pub(crate) fn deadline(&self) -> Instant {
-        self.bounds.deadline
     }
 }
 

@@ -14,12 +14,12 @@ use wasmtime_wasi::p2::{
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::Limits;
 use crate::bindings::laneway::plugin::log::Level;
 use crate::http::Hooks;
 use crate::log::Lines;
 use crate::session::{Facts, Session};
 use crate::wait::{Bounds, Ended};
-use crate::Limits;
 
 /// Standard output and error that is kept until the end of a call, together.
 const STDIO_BYTES_MAX: usize = 64 << 10;
@@ -66,10 +66,9 @@ impl Wasi {
     pub(crate) fn take_lines(&self) -> Vec<(Level, String)> {
         let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lines = Vec::new();
-        for (level, bytes) in [
-            (Level::Info, std::mem::take(&mut captured.out)),
-            (Level::Warn, std::mem::take(&mut captured.err)),
-        ] {
+        for (level, bytes) in
+            [(Level::Info, std::mem::take(&mut captured.out)), (Level::Warn, std::mem::take(&mut captured.err))]
+        {
             let text = String::from_utf8_lossy(&bytes);
             lines.extend(text.lines().filter(|line| !line.is_empty()).map(|line| (level, line.to_owned())));
         }

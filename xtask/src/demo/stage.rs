@@ -230,8 +230,8 @@ mod tests {
     fn the_committed_configuration_can_be_adapted() {
         let text = include_str!("../../../examples/flights/laneway.toml");
         let adapted = adapt(text, Path::new("/plugins"), "http://127.0.0.1:1").unwrap();
-        assert!(adapted.contains("handler = \"/plugins/delay_stats.wasm\""), "{adapted}");
-        assert!(adapted.contains("publisher = \"/plugins/publish_http.wasm\""), "{adapted}");
+        assert!(adapted.contains("handler = \"/plugins/delay-stats.wasm\""), "{adapted}");
+        assert!(adapted.contains("publisher = \"/plugins/publish-http.wasm\""), "{adapted}");
         assert_eq!(adapted.matches("http://127.0.0.1:1").count(), 2, "{adapted}");
         assert!(!adapted.contains("8089"), "{adapted}");
         assert!(adapt("[storage]", Path::new("/plugins"), "http://127.0.0.1:1").is_err());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use laneway_core::{Name, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind, TopicPattern};
-use laneway_host::{Grants, HttpGrant, Limits, PluginSpec};
+use laneway_host::{Grants, Limits, PluginSpec};
 use laneway_store::Storage;
 use serde::{Deserialize, Deserializer};
 
@@ -128,7 +128,7 @@ struct SubscriptionBlock {
     #[serde(default)]
     retry: RetryBlock,
     #[serde(default)]
-    grants: GrantsBlock,
+    grants: Grants,
     #[serde(default)]
     limits: PluginLimitsBlock,
 }
@@ -194,12 +194,6 @@ impl Default for RetryBlock {
             max_elapsed: policy.max_elapsed,
         }
     }
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct GrantsBlock {
-    http: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -300,7 +294,6 @@ impl SubscriptionBlock {
             max_elapsed: self.retry.max_elapsed,
         };
         retry.validate().context("retry")?;
-        let http = self.grants.http.iter().map(|text| HttpGrant::parse(text)).collect::<Result<Vec<_>, _>>();
         let defaults = Limits::default();
         let limits = Limits {
             memory_bytes_max: self.limits.memory_bytes_max.unwrap_or(defaults.memory_bytes_max),
@@ -331,7 +324,7 @@ impl SubscriptionBlock {
             name: self.name,
             kind,
             config: self.config,
-            grants: Grants { http: http.context("grants.http")? },
+            grants: self.grants,
             limits,
             reuse: self.reuse,
             payload_bytes_max: u64::from(payload_bytes_max),

@@ -58,7 +58,7 @@ fn of_v4(address: Ipv4Addr) -> Kind {
         [0, ..] | [192, 0, 0, _] | [192, 0, 2, _] | [192, 88, 99, _] | [198, 51, 100, _] | [203, 0, 113, _] => {
             Kind::Unusable
         }
-        [198, 18 | 19, ..] | [224.., ..] => Kind::Unusable,
+        [198, 18 | 19, ..] | [224..=255, ..] => Kind::Unusable,
         _ => Kind::Public,
     }
 }
@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn each_reach_admits_its_kinds() {
         let admitted = |reach| {
-            [Kind::Public, Kind::Loopback, Kind::Private, Kind::Metadata, Kind::Unusable].map(|kind| kind.within(reach))
+            [Kind::Public, Kind::Loopback, Kind::Private, Kind::Metadata, Kind::Unusable]
+                .map(|kind| kind.within(reach))
         };
         assert_eq!(admitted(Reach::Public), [true, false, false, false, false]);
         assert_eq!(admitted(Reach::Loopback), [false, true, false, false, false]);

@@ -69,7 +69,7 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
             WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority = hop.priority AND d.available_at <= ",
         now_ms!(),
         ")
-        ORDER BY hop.priority DESC LIMIT ?3"
+        ORDER BY hop.priority DESC LIMIT ?3 + 0"
     );
     let statement =
         sqlx::query(query).bind(request.subscription.0).bind(request.lane.number()).bind(request.limit);
@@ -100,7 +100,7 @@ macro_rules! inline_bytes_max {
     };
 }
 
-/// A claimed delivery as the claim answers it.
+/// A claimed delivery, in the order of the columns that the claim answers.
 #[derive(Deserialize)]
 struct Claimed {
     id: i64,
@@ -127,11 +127,12 @@ async fn lease(
 ) -> Result<Vec<Delivery>, StoreError> {
     // The index gives the order of these rows, so that the limit ends the scan. Tokens are not looked at: what is due is
     // free. The time is that of the look: under the write lock, and with one time, both statements find the same rows.
+    // A bare parameter as the limit would be looked at by the planner, which then plans anew for each value bound.
     macro_rules! due {
         () => {
             "FROM laneway_delivery
             WHERE subscription_id = ? AND lane = ? AND priority = ? AND available_at <= ?
-            ORDER BY available_at, message_seq LIMIT ?"
+            ORDER BY available_at, message_seq LIMIT ? + 0"
         };
     }
     // One row for all: each row is a message between threads.
@@ -139,12 +140,11 @@ async fn lease(
         ($processed:literal) => {
             concat!(
                 "-- claim.select
-                SELECT json_group_array(json_object('id', d.id, 'due', d.available_at, 'seq', d.message_seq,
-                    'attempt', d.attempt, 'since', max(0, ", now_ms!(), " - d.first_attempt_at), 'message', m.id,
-                    'topic', m.topic, 'key', m.key, 'content_type', m.content_type,
-                    'headers', nullif(m.headers, '{}'), 'tenant', m.tenant,
-                    'payload', CASE WHEN length(m.payload) <= ", inline_bytes_max!(), " THEN hex(m.payload) END,
-                    'processed', ", $processed, "))
+                SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq, d.attempt,
+                    max(0, ", now_ms!(), " - d.first_attempt_at), m.id, m.topic, m.key, m.content_type,
+                    nullif(m.headers, '{}'), m.tenant,
+                    CASE WHEN length(m.payload) <= ", inline_bytes_max!(), " THEN hex(m.payload) END,
+                    ", $processed, "))
                 FROM (SELECT * ", due!(), ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq"
             )
         };

@@ -164,7 +164,7 @@ pub(super) async fn connect_writer(options: &SqliteOptions) -> Result<SqliteConn
     // After 1,000 pages a commit copies the WAL back: small stalls, and a WAL that a long drain does not grow.
     let writing = common(options)
         .create_if_missing(options.create)
-        .pragma("cache_size", "-65536")
+        .pragma("cache_size", std::env::var("LW_CACHE").unwrap_or("-65536".into()))
         .pragma("wal_autocheckpoint", "1000")
         .pragma("journal_size_limit", "67108864");
     connect(options, writing).await
@@ -191,7 +191,7 @@ fn common(options: &SqliteOptions) -> SqliteConnectOptions {
         .foreign_keys(false)
         .row_buffer_size(ROWS_AHEAD)
         .pragma("temp_store", "MEMORY")
-        .pragma("mmap_size", "268435456")
+        .pragma("mmap_size", std::env::var("LW_MMAP").unwrap_or("0".into()))
         .disable_statement_logging()
 }
 

@@ -146,7 +146,7 @@ pub(super) async fn messages(
             SELECT ", message_columns!(), "
             FROM laneway_message m CROSS JOIN laneway_message_status v ON v.seq = m.seq
             WHERE (?1 IS NULL OR v.status = ?1) AND (?2 IS NULL OR m.topic = ?2)
-            ORDER BY m.seq DESC LIMIT ?3"
+            ORDER BY m.seq DESC LIMIT ?3 + 0"
         ),
         Some(MessageStatus::Pending | MessageStatus::Processing) => concat!(
             "-- view.messages_owed
@@ -156,7 +156,7 @@ pub(super) async fn messages(
             WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
             AND NOT EXISTS (SELECT 1 FROM laneway_delivery e
                 WHERE e.id > d.id AND e.id <= d.message_seq * 1048576 + 1048575)
-            ORDER BY d.id DESC LIMIT ?3"
+            ORDER BY d.id DESC LIMIT ?3 + 0"
         ),
         Some(MessageStatus::Failed) => concat!(
             "-- view.messages_failed
@@ -165,7 +165,7 @@ pub(super) async fn messages(
             CROSS JOIN laneway_message m ON m.seq = f.message_seq
             CROSS JOIN laneway_message_status v ON v.seq = m.seq
             WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
-            ORDER BY f.message_seq DESC LIMIT ?3"
+            ORDER BY f.message_seq DESC LIMIT ?3 + 0"
         ),
     };
     let statement = sqlx::query(query)
@@ -238,7 +238,7 @@ pub(super) async fn dead_letters(
         JOIN laneway_subscription s ON s.id = f.subscription_id
         JOIN laneway_message m ON m.seq = f.message_seq
         WHERE (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR m.topic = ?2) AND (?3 IS NULL OR f.reason = ?3)
-        ORDER BY f.id DESC LIMIT ?4";
+        ORDER BY f.id DESC LIMIT ?4 + 0";
     let statement = sqlx::query(query)
         .bind(filter.subscription.as_ref().map(Name::as_str))
         .bind(filter.topic.as_ref().map(Topic::as_str))

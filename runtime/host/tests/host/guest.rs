@@ -1,0 +1,178 @@
+//! Components for tests, written as core WebAssembly text.
+
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+/// Interfaces of WASI that guests here use, cut down to the functions that they use.
+const WASI: &str = "
+package wasi:io@0.2.0 {
+    interface poll { resource pollable { block: func(); } }
+    interface streams { resource output-stream; }
+    interface error { resource error; }
+}
+package wasi:clocks@0.2.0 {
+    interface monotonic-clock {
+        use wasi:io/poll@0.2.0.{pollable};
+        subscribe-duration: func(when: u64) -> pollable;
+    }
+}
+package wasi:cli@0.2.0 {
+    interface environment { get-arguments: func() -> list<string>; }
+    interface stdout {
+        use wasi:io/streams@0.2.0.{output-stream};
+        get-stdout: func() -> output-stream;
+    }
+}
+package wasi:http@0.2.0 {
+    interface types { resource fields { constructor(); } }
+}
+package evil:host@1.0.0 {
+    interface run { run: func(); }
+}
+";
+
+/// What every guest has: memory, an allocator that is emptied after each call, and a `validate` that accepts.
+///
+/// Addresses up to 65536 are the guest's own; a zeroed result at 1024 means success.
+const PRELUDE: &str = r#"
+    (global $heap (mut i32) (i32.const 65536))
+    (func $alloc (export "cabi_realloc") (param i32 i32) (param $align i32) (param $size i32) (result i32)
+        (local $at i32)
+        (local.set $at (i32.and
+            (i32.add (global.get $heap) (i32.sub (local.get $align) (i32.const 1)))
+            (i32.sub (i32.const 0) (local.get $align))))
+        (global.set $heap (i32.add (local.get $at) (local.get $size)))
+        (block $enough
+            (loop $more
+                (br_if $enough (i32.le_u (global.get $heap) (i32.shl (memory.size) (i32.const 16))))
+                (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
+                (br $more)))
+        (local.get $at))
+"#;
+
+/// A guest under construction.
+pub struct Guest {
+    world: &'static str,
+    imports: Vec<&'static str>,
+    pages: u32,
+    fields: String,
+    validate: String,
+    work: String,
+}
+
+impl Guest {
+    /// A handler; `work` is the body of `handle`, with the message's address in `$message` and the address of the
+    /// result to be left on the stack.
+    pub fn handler(work: &str) -> Self {
+        Self::new("handler-plugin", work)
+    }
+
+    /// A publisher; `work` is the body of `publish`, with the batch at `$batch` and its length in `$length`.
+    pub fn publisher(work: &str) -> Self {
+        Self::new("publisher-plugin", work)
+    }
+
+    fn new(world: &'static str, work: &str) -> Self {
+        Self {
+            world,
+            imports: Vec::new(),
+            pages: 2,
+            fields: String::new(),
+            validate: "(i32.const 1024)".to_owned(),
+            work: work.to_owned(),
+        }
+    }
+
+    /// Adds fields to the module: imports, data, functions, tables.
+    pub fn fields(mut self, fields: &str) -> Self {
+        self.fields.push_str(fields);
+        self
+    }
+
+    /// Adds an interface to the world's imports.
+    pub fn import(mut self, interface: &'static str) -> Self {
+        self.imports.push(interface);
+        self
+    }
+
+    /// Pages of memory to start with.
+    pub fn pages(mut self, pages: u32) -> Self {
+        self.pages = pages;
+        self
+    }
+
+    /// The body of `validate`.
+    pub fn validate(mut self, body: &str) -> Self {
+        body.clone_into(&mut self.validate);
+        self
+    }
+
+    /// The component's bytes.
+    pub fn build(&self) -> Vec<u8> {
+        let (name, signature) = match self.world {
+            "handler-plugin" => ("laneway:plugin/handler@0.1.0#handle", "(param $message i32) (result i32)"),
+            _ => ("laneway:plugin/publisher@0.1.0#publish", "(param $batch i32) (param $length i32) (result i32)"),
+        };
+        // Imports come first in a module.
+        let (imports, others): (Vec<&str>, Vec<&str>) =
+            self.fields.split(";;--").partition(|part| part.trim_start().starts_with("(import"));
+        let module = format!(
+            r#"(module {imports} (memory (export "memory") {pages}) {PRELUDE} {others}
+                (func (export "laneway:plugin/lifecycle@0.1.0#validate") (result i32) {validate})
+                (func (export "{name}") {signature} (local $i i32) {work})
+                (func (export "cabi_post_{name}") (param i32) (global.set $heap (i32.const 65536))))"#,
+            imports = imports.concat(),
+            others = others.concat(),
+            pages = self.pages,
+            validate = self.validate,
+            work = self.work,
+        );
+        let mut core = wat::parse_str(module).expect("the guest's text is well formed");
+        let mut resolve = Resolve::default();
+        resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../wit")).expect("the contract parses");
+        let imports: String = self.imports.iter().map(|name| format!("import {name};")).collect();
+        let world = format!(
+            "package test:guest;\n{WASI}\nworld guest {{ include laneway:plugin/{}@0.1.0; {imports} }}",
+            self.world
+        );
+        let package = resolve.push_str("guest.wit", &world).expect("the world parses");
+        let world = resolve.select_world(&[package], Some("guest")).expect("the world is there");
+        embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8, false).expect("metadata");
+        ComponentEncoder::default()
+            .validate(true)
+            .module(&core)
+            .expect("the module fits the world")
+            .encode()
+            .expect("the component is made")
+    }
+}
+
+/// `log`, as an import; call it `$log`.
+pub const LOG: &str = r#"(import "laneway:plugin/log@0.1.0" "log" (func $log (param i32 i32 i32 i32 i32)));;--"#;
+
+/// The functions of `effects`, as imports.
+pub const EFFECTS: &str = r#"
+    (import "laneway:plugin/effects@0.1.0" "get" (func $get (param i32 i32 i32)))
+    (import "laneway:plugin/effects@0.1.0" "put" (func $put (param i32 i32 i32 i32)))
+    (import "laneway:plugin/effects@0.1.0" "delete" (func $delete (param i32 i32)))
+    (import "laneway:plugin/effects@0.1.0" "add" (func $add (param i32 i32 i64)))
+    (import "laneway:plugin/effects@0.1.0" "count" (func $count (param i32 i32) (result i64)))
+    (import "laneway:plugin/effects@0.1.0" "emit" (func $emit (param
+        i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i64 i32)))
+;;--"#;
+
+/// A function `$fail` that makes the result of a failure: which case of `failure`, then its code and its message.
+pub const FAIL: &str = r#"
+    (func $fail (param $case i32) (param $code i32) (param $code_len i32) (param $text i32) (param $text_len i32)
+        (result i32)
+        (i32.store8 (i32.const 2048) (i32.const 1))
+        (i32.store8 (i32.const 2056) (local.get $case))
+        (i32.store (i32.const 2064) (local.get $code))
+        (i32.store (i32.const 2068) (local.get $code_len))
+        (i32.store (i32.const 2072) (local.get $text))
+        (i32.store (i32.const 2076) (local.get $text_len))
+        (i32.const 2048))
+;;--"#;
+
+/// The result of success.
+pub const OK: &str = "(i32.const 1024)";

@@ -1,0 +1,11 @@
+//! The host against guests that are good, broken and hostile.
+
+mod contract;
+mod effects;
+mod guest;
+mod outcome;
+mod reuse;
+mod sandbox;
+mod storage;
+mod support;
+mod wasi;

@@ -1,0 +1,42 @@
+//! WASI is there, and grants nothing.
+
+use std::time::{Duration, Instant};
+
+use laneway_core::Reason;
+
+use crate::guest::{Guest, OK};
+use crate::support::{call, handler, retried, run, timed};
+
+#[tokio::test]
+async fn a_guest_that_sleeps_wakes_up_or_ends_with_its_attempt() {
+    let imports = r#"
+        (import "wasi:clocks/monotonic-clock@0.2.0" "subscribe-duration" (func $subscribe (param i64) (result i32)))
+        (import "wasi:io/poll@0.2.0" "[method]pollable.block" (func $block (param i32)))
+        (import "wasi:io/poll@0.2.0" "[resource-drop]pollable" (func $drop (param i32)));;--"#;
+    let sleeper = |nanoseconds: u64| {
+        let work = format!(
+            "(local.set $i (call $subscribe (i64.const {nanoseconds})))
+            (call $block (local.get $i)) (call $drop (local.get $i)) {OK}"
+        );
+        let guest = Guest::handler(&work).fields(imports);
+        handler(&guest.import("wasi:clocks/monotonic-clock@0.2.0").import("wasi:io/poll@0.2.0"))
+    };
+    let began = Instant::now();
+    run(&sleeper(20_000_000), call()).await.result.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(20));
+    let began = Instant::now();
+    let done = run(&sleeper(60_000_000_000), timed(Duration::from_millis(50))).await;
+    assert_eq!(retried(&done).0, Reason::TIMEOUT);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_guest_has_no_arguments() {
+    let work = format!(
+        "(call $args (i32.const 512)) (if (i32.load (i32.const 516)) (then unreachable)) {OK}"
+    );
+    let guest = Guest::handler(&work)
+        .fields(r#"(import "wasi:cli/environment@0.2.0" "get-arguments" (func $args (param i32)));;--"#)
+        .import("wasi:cli/environment@0.2.0");
+    run(&handler(&guest), call()).await.result.unwrap();
+}

@@ -1,0 +1,138 @@
+//! Topologies: which patterns lead to which subscriptions, in a form that the fan-out trigger can match.
+
+use std::collections::HashMap;
+
+use laneway_core::{AppliedTopology, Name, Segment, Subscription, SubscriptionId, TopicPattern, Topology};
+use sqlx::Row as _;
+
+use super::connection::{Database, Outcome, Session, unreadable};
+
+/// The active topology.
+pub(super) async fn active(database: &Database) -> Outcome<Option<AppliedTopology>> {
+    active_within(&mut database.connection().await?).await
+}
+
+async fn active_within(session: &mut impl Session) -> Outcome<Option<AppliedTopology>> {
+    /// The part of a canonical topology that is needed here.
+    #[derive(serde::Deserialize)]
+    struct Declared {
+        subscriptions: Vec<DeclaredName>,
+    }
+    #[derive(serde::Deserialize)]
+    struct DeclaredName {
+        name: Name,
+    }
+
+    let query = "-- topology.active
+        SELECT t.revision, t.canonical, s.name, s.id
+        FROM (SELECT revision, canonical FROM laneway.topology ORDER BY revision DESC LIMIT 1) t
+        LEFT JOIN laneway.subscription s ON s.active";
+    let rows = session.all(sqlx::query(query)).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let revision: i64 = first.try_get(0)?;
+    let canonical: String = first.try_get(1)?;
+    let mut ids: HashMap<String, SubscriptionId> = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        if let Some(name) = row.try_get(2)? {
+            ids.insert(name, SubscriptionId(row.try_get(3)?));
+        }
+    }
+    let declared: Declared = serde_json::from_str(&canonical)
+        .map_err(|error| unreadable(format_args!("topology {revision} is not readable: {error}")))?;
+    // In the order in which they are declared.
+    let subscriptions = declared
+        .subscriptions
+        .into_iter()
+        .map(|DeclaredName { name }| match ids.get(name.as_str()) {
+            Some(&id) => Ok((name, id)),
+            None => Err(unreadable(format_args!("topology {revision} has no subscription `{name}`"))),
+        })
+        .collect::<Outcome<_>>()?;
+    Ok(Some(AppliedTopology { revision, subscriptions, canonical }))
+}
+
+/// Makes a topology the active one.
+pub(super) async fn apply(database: &Database, topology: &Topology) -> Outcome<AppliedTopology> {
+    let canonical = topology.canonical();
+    let mut transaction = database.begin().await?;
+    let query = "-- topology.lock
+        LOCK TABLE laneway.topology IN SHARE ROW EXCLUSIVE MODE";
+    transaction.execute(sqlx::query(query)).await?;
+    if let Some(active) = active_within(&mut transaction).await?.filter(|active| active.canonical == canonical) {
+        transaction.roll_back().await?;
+        return Ok(active);
+    }
+    let query = "-- topology.deactivate
+        UPDATE laneway.subscription SET active = false WHERE active";
+    transaction.execute(sqlx::query(query)).await?;
+    for subscription in &topology.subscriptions {
+        put(&mut transaction, subscription).await?;
+    }
+    let query = "-- topology.insert
+        INSERT INTO laneway.topology (canonical) VALUES ($1)";
+    transaction.execute(sqlx::query(query).bind(canonical)).await?;
+    let query = "-- topology.setting
+        INSERT INTO laneway.setting (name, value) VALUES ('payload_bytes_max', $1)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    transaction.execute(sqlx::query(query).bind(topology.payload_bytes_max.to_string())).await?;
+    let applied = active_within(&mut transaction).await?;
+    transaction.commit().await?;
+    applied.ok_or(sqlx::Error::RowNotFound)
+}
+
+async fn put(session: &mut impl Session, subscription: &Subscription) -> Outcome<()> {
+    let query = "-- topology.put
+        INSERT INTO laneway.subscription
+            (name, pattern, topic_regex, exact_topic, kind, lane_threshold, active, policies)
+        VALUES ($1, $2, $3, $4, $5, $6, true, $7::text::jsonb)
+        ON CONFLICT (name) DO UPDATE SET pattern = excluded.pattern, topic_regex = excluded.topic_regex,
+            exact_topic = excluded.exact_topic, kind = excluded.kind, lane_threshold = excluded.lane_threshold,
+            active = true, policies = excluded.policies";
+    let policies = serde_json::to_string(subscription).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let pattern = &subscription.pattern;
+    let statement = sqlx::query(query)
+        .bind(subscription.name.as_str())
+        .bind(pattern.as_str())
+        .bind(topic_regex(pattern))
+        .bind(is_exact(pattern).then(|| pattern.as_str()))
+        .bind(subscription.kind.as_str())
+        .bind(subscription.lane_threshold.0)
+        .bind(policies);
+    session.execute(statement).await
+}
+
+fn is_exact(pattern: &TopicPattern) -> bool {
+    pattern.segments().iter().all(|segment| matches!(segment, Segment::Literal(_)))
+}
+
+/// The pattern as a regular expression. Literals hold nothing that one would have to escape: A-Z a-z 0-9 _ -.
+fn topic_regex(pattern: &TopicPattern) -> String {
+    let segments: Vec<&str> = pattern
+        .segments()
+        .iter()
+        .map(|segment| match segment {
+            Segment::Literal(literal) => literal.as_str(),
+            Segment::Any => "[^.]+",
+            Segment::Rest => ".+",
+        })
+        .collect();
+    format!("^{}$", segments.join(r"\."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_become_anchored_expressions() {
+        for (pattern, regex, exact) in [
+            ("orders.created", r"^orders\.created$", true),
+            ("*.orders.>", r"^[^.]+\.orders\..+$", false),
+            (">", "^.+$", false),
+        ] {
+            let pattern = TopicPattern::parse(pattern).unwrap();
+            assert_eq!(topic_regex(&pattern), regex);
+            assert_eq!(is_exact(&pattern), exact);
+        }
+    }
+}

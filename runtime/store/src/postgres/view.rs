@@ -1,0 +1,307 @@
+//! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use laneway_core::{
+    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus,
+    MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
+};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection as _, Row as _};
+
+use super::PostgresOptions;
+use super::connection::{Database, Instant, Outcome, Session, classify, connect, count, unreadable};
+
+fn timestamp(row: &PgRow, column: usize) -> Outcome<Timestamp> {
+    row.try_get::<Instant, _>(column)?.timestamp()
+}
+
+fn name(row: &PgRow, column: usize) -> Outcome<Name> {
+    Name::parse(row.try_get(column)?).map_err(unreadable)
+}
+
+fn lane(row: &PgRow, column: usize) -> Outcome<Lane> {
+    let number = row.try_get(column)?;
+    Lane::from_number(number).ok_or_else(|| unreadable(format_args!("lane {number} is unknown")))
+}
+
+fn attempts(row: &PgRow, column: usize) -> Outcome<u32> {
+    u32::try_from(row.try_get::<i32, _>(column)?).map_err(unreadable)
+}
+
+/// Everything at a glance. Each part is consistent in itself; they are read one after the other.
+pub(super) async fn status(database: &Database) -> Outcome<Status> {
+    let mut session = database.connection().await?;
+    // The outbox is too long to be counted; numbers that were drawn and not used are few.
+    let query = "-- view.totals
+        SELECT (SELECT max(revision) FROM laneway.topology),
+            coalesce((SELECT max(seq) FROM laneway.message) - (SELECT min(seq) FROM laneway.message) + 1, 0),
+            (SELECT count(*) FROM laneway.unrouted)";
+    let totals = session.one(sqlx::query(query)).await?;
+    let mut lanes = lanes(&mut session).await?;
+    let query = "-- view.subscriptions
+        SELECT s.id, s.name, s.pattern, s.kind, s.active,
+            (SELECT count(*) FROM laneway.dead_letter f WHERE f.subscription_id = s.id)
+        FROM laneway.subscription s ORDER BY s.name";
+    let subscriptions = session
+        .all(sqlx::query(query))
+        .await?
+        .iter()
+        .map(|row| {
+            let id: i32 = row.try_get(0)?;
+            let lanes = Lane::ALL.map(|lane| {
+                let none = LaneStatus { lane, due: 0, leased: 0, delayed: 0, oldest_due_seconds: None };
+                lanes.remove(&(id, lane)).unwrap_or(none)
+            });
+            Ok(SubscriptionStatus {
+                name: name(row, 1)?,
+                pattern: row.try_get(2)?,
+                kind: row.try_get(3)?,
+                active: row.try_get(4)?,
+                lanes: lanes.into(),
+                dead_letters: count(row, 5)?,
+            })
+        })
+        .collect::<Outcome<_>>()?;
+    let query = "-- view.nodes
+        SELECT name, seen_at FROM laneway.node ORDER BY seen_at DESC, name";
+    let nodes = session
+        .all(sqlx::query(query))
+        .await?
+        .iter()
+        .map(|row| Ok(NodeStatus { name: name(row, 0)?, seen_at: timestamp(row, 1)? }))
+        .collect::<Outcome<_>>()?;
+    Ok(Status {
+        topology_revision: totals.try_get(0)?,
+        messages: count(&totals, 1)?,
+        unrouted: count(&totals, 2)?,
+        subscriptions,
+        nodes,
+    })
+}
+
+async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneStatus>> {
+    let query = "-- view.lanes
+        SELECT d.subscription_id, d.lane,
+            count(*) FILTER (WHERE d.available_at <= now()),
+            count(*) FILTER (WHERE d.available_at > now() AND d.lease_token IS NOT NULL),
+            count(*) FILTER (WHERE d.available_at > now() AND d.lease_token IS NULL),
+            extract(epoch FROM now() - min(d.available_at) FILTER (WHERE d.available_at <= now()))::float8
+        FROM laneway.delivery d GROUP BY d.subscription_id, d.lane";
+    session
+        .all(sqlx::query(query))
+        .await?
+        .iter()
+        .map(|row| {
+            let lane = lane(row, 1)?;
+            let status = LaneStatus {
+                lane,
+                due: count(row, 2)?,
+                leased: count(row, 3)?,
+                delayed: count(row, 4)?,
+                oldest_due_seconds: row.try_get(5)?,
+            };
+            Ok(((row.try_get(0)?, lane), status))
+        })
+        .collect()
+}
+
+/// The columns of a message in a list.
+macro_rules! message_columns {
+    () => {
+        "m.seq, m.id, m.topic, m.key, m.priority, m.tenant, m.content_type, octet_length(m.payload)::bigint,
+        m.created_at, v.status"
+    };
+}
+
+/// The status is derived for the rows that are looked at, no others.
+macro_rules! with_status {
+    () => {
+        "CROSS JOIN LATERAL (SELECT v.status FROM laneway.message_status v WHERE v.seq = m.seq OFFSET 0) v"
+    };
+}
+
+fn message_view(row: &PgRow) -> Outcome<MessageView> {
+    let status: &str = row.try_get(9)?;
+    Ok(MessageView {
+        seq: row.try_get(0)?,
+        id: MessageId::from_stored(row.try_get(1)?),
+        topic: Topic::from_stored(row.try_get(2)?),
+        key: row.try_get(3)?,
+        priority: Priority(row.try_get(4)?),
+        tenant: row.try_get(5)?,
+        content_type: row.try_get(6)?,
+        payload_bytes: count(row, 7)?,
+        created_at: timestamp(row, 8)?,
+        status: MessageStatus::from_name(status)
+            .ok_or_else(|| unreadable(format_args!("status {status} is unknown")))?,
+        payload: None,
+        deliveries: Vec::new(),
+    })
+}
+
+/// Lists messages, newest first.
+pub(super) async fn messages(database: &Database, filter: &MessageFilter) -> Outcome<Vec<MessageView>> {
+    // Each walks what is sure to be short for its status, from the newest on, and stops at the limit.
+    let query = match filter.status {
+        None | Some(MessageStatus::Processed) => concat!(
+            "-- view.messages
+            SELECT ",
+            message_columns!(),
+            "
+            FROM laneway.message m ",
+            with_status!(),
+            "
+            WHERE ($1::text IS NULL OR v.status = $1) AND ($2::text IS NULL OR m.topic = $2)
+            ORDER BY m.seq DESC LIMIT $3"
+        ),
+        Some(MessageStatus::Pending | MessageStatus::Processing) => concat!(
+            "-- view.messages_owed
+            SELECT ",
+            message_columns!(),
+            "
+            FROM laneway.delivery d JOIN laneway.message m ON m.seq = d.message_seq ",
+            with_status!(),
+            "
+            WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
+                AND NOT EXISTS (SELECT FROM laneway.delivery e
+                    WHERE e.message_seq = d.message_seq AND e.subscription_id > d.subscription_id OFFSET 0)
+            ORDER BY d.message_seq DESC LIMIT $3"
+        ),
+        Some(MessageStatus::Failed) => concat!(
+            "-- view.messages_failed
+            SELECT ",
+            message_columns!(),
+            "
+            FROM laneway.dead_letter f JOIN laneway.message m ON m.seq = f.message_seq ",
+            with_status!(),
+            "
+            WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
+                AND NOT EXISTS (SELECT FROM laneway.dead_letter e
+                    WHERE e.message_seq = f.message_seq AND e.id > f.id OFFSET 0)
+            ORDER BY f.message_seq DESC LIMIT $3"
+        ),
+    };
+    let statement = sqlx::query(query)
+        .bind(filter.status.map(MessageStatus::as_str))
+        .bind(filter.topic.as_ref().map(Topic::as_str))
+        .bind(i64::from(filter.limit));
+    database.connection().await?.all(statement).await?.iter().map(message_view).collect()
+}
+
+/// One message with its payload and deliveries.
+pub(super) async fn message(database: &Database, id: &MessageId) -> Outcome<Option<MessageView>> {
+    let mut session = database.connection().await?;
+    let query = concat!(
+        "-- view.message
+        SELECT ",
+        message_columns!(),
+        ", m.payload
+        FROM laneway.message m ",
+        with_status!(),
+        " WHERE m.id = $1"
+    );
+    let Some(row) = session.optional(sqlx::query(query).bind(id.as_str())).await? else { return Ok(None) };
+    let mut view = message_view(&row)?;
+    view.payload = Some(printable(row.try_get(10)?));
+    let query = "-- view.deliveries
+        SELECT s.name, d.lane, d.available_at, d.attempt, d.lease_token IS NOT NULL AND d.available_at > now(),
+            d.last_error
+        FROM laneway.delivery d JOIN laneway.subscription s ON s.id = d.subscription_id
+        WHERE d.message_seq = $1 ORDER BY s.name";
+    view.deliveries = session
+        .all(sqlx::query(query).bind(view.seq))
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(DeliveryView {
+                subscription: name(row, 0)?,
+                lane: lane(row, 1)?,
+                available_at: timestamp(row, 2)?,
+                attempt: attempts(row, 3)?,
+                leased: row.try_get(4)?,
+                last_error: row.try_get(5)?,
+            })
+        })
+        .collect::<Outcome<_>>()?;
+    Ok(Some(view))
+}
+
+/// Bytes as text; what is not UTF-8 as `\x` escapes.
+fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Lists dead letters, newest first.
+pub(super) async fn dead_letters(database: &Database, filter: &DeadLetterFilter) -> Outcome<Vec<DeadLetterView>> {
+    // A dead letter whose message was deleted can be neither explained nor replayed, and is not listed.
+    let query = "-- view.dead_letters
+        SELECT f.id, f.message_id, m.topic, s.name, f.lane, f.priority, f.reason, f.error, f.attempts,
+            f.first_attempt_at, f.failed_at, f.plugin
+        FROM laneway.dead_letter f
+        JOIN laneway.subscription s ON s.id = f.subscription_id
+        JOIN laneway.message m ON m.seq = f.message_seq
+        WHERE ($1::text IS NULL OR f.subscription_id = (SELECT id FROM laneway.subscription WHERE name = $1))
+            AND ($2::text IS NULL OR m.topic = $2) AND ($3::text IS NULL OR f.reason = $3)
+        ORDER BY f.id DESC LIMIT $4";
+    let statement = sqlx::query(query)
+        .bind(filter.subscription.as_ref().map(Name::as_str))
+        .bind(filter.topic.as_ref().map(Topic::as_str))
+        .bind(filter.reason.as_deref())
+        .bind(i64::from(filter.limit));
+    database
+        .connection()
+        .await?
+        .all(statement)
+        .await?
+        .iter()
+        .map(|row| {
+            let first_attempt_at = row.try_get::<Option<Instant>, _>(9)?;
+            Ok(DeadLetterView {
+                id: row.try_get(0)?,
+                message_id: MessageId::from_stored(row.try_get(1)?),
+                topic: Topic::from_stored(row.try_get(2)?),
+                subscription: name(row, 3)?,
+                lane: lane(row, 4)?,
+                priority: Priority(row.try_get(5)?),
+                reason: row.try_get(6)?,
+                error: row.try_get(7)?,
+                attempts: attempts(row, 8)?,
+                first_attempt_at: first_attempt_at.map(Instant::timestamp).transpose()?,
+                failed_at: timestamp(row, 10)?,
+                plugin: row.try_get(11)?,
+            })
+        })
+        .collect()
+}
+
+/// Notes that a node is alive.
+pub(super) async fn heartbeat(database: &Database, node: &Name) -> Outcome<()> {
+    let query = "-- view.heartbeat
+        INSERT INTO laneway.node (name, seen_at) VALUES ($1, now())
+        ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at";
+    database.connection().await?.execute(sqlx::query(query).bind(node.as_str())).await
+}
+
+/// Position in the server's write-ahead log, in bytes from its beginning. What was written between two readings is
+/// that of all who use the server.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] if the server cannot be reached.
+pub async fn wal_position(options: &PostgresOptions) -> Result<u64, StoreError> {
+    let mut connection = connect(options).await?;
+    let query = "-- view.wal_position
+        SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint";
+    let row = sqlx::query(query).fetch_one(&mut connection).await.map_err(classify)?;
+    let bytes = count(&row, 0).map_err(classify)?;
+    connection.close().await.map_err(classify)?;
+    Ok(bytes)
+}
