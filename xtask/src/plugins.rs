@@ -178,7 +178,8 @@ fn kind_of(component: &[u8]) -> anyhow::Result<PluginKind> {
     };
     let exports: Vec<String> =
         resolve.worlds[world].exports.keys().map(|export| resolve.name_world_key(export)).collect();
-    let has = |interface: &str| exports.iter().any(|name| name.starts_with(&format!("laneway:plugin/{interface}@")));
+    let has =
+        |interface: &str| exports.iter().any(|name| name.starts_with(&format!("laneway:plugin/{interface}@")));
     match (has("lifecycle"), has("handler"), has("publisher")) {
         (true, true, false) => Ok(PluginKind::Handler),
         (true, false, true) => Ok(PluginKind::Publisher),

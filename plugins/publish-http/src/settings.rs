@@ -126,11 +126,8 @@ mod tests {
     fn only_the_url_is_needed() {
         let settings = read(&[("url", "https://example.com/hook?a=1#top")]).unwrap();
         assert_eq!((settings.method, settings.timeout), (Method::Post, TIMEOUT_DEFAULT));
-        let target = Target {
-            https: true,
-            authority: "example.com".to_owned(),
-            path_and_query: "/hook?a=1".to_owned(),
-        };
+        let target =
+            Target { https: true, authority: "example.com".to_owned(), path_and_query: "/hook?a=1".to_owned() };
         assert_eq!(settings.target, target);
         let target = |url| read(&[("url", url)]).unwrap().target;
         assert_eq!(target("HTTP://[::1]:8080").authority, "[::1]:8080");
@@ -162,7 +159,16 @@ mod tests {
             ("header.X-B", "a\nb"),
         ])
         .unwrap_err();
-        let wanted = ["`url`", "`GET`", "`timeout_ms`", "`header.X-A`", "`bad name`", "`Host`", "`laneway-topic`", "`header.X-B`"];
+        let wanted = [
+            "`url`",
+            "`GET`",
+            "`timeout_ms`",
+            "`header.X-A`",
+            "`bad name`",
+            "`Host`",
+            "`laneway-topic`",
+            "`header.X-B`",
+        ];
         assert_eq!(errors.len(), wanted.len());
         for (error, wanted) in errors.iter().zip(wanted) {
             assert!(error.contains(wanted), "{error}");

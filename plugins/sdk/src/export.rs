@@ -36,10 +36,7 @@ macro_rules! handler {
             struct Plugin;
 
             impl $crate::bindings::exports::laneway::plugin::handler::Guest for Plugin {
-                fn handle(
-                    message: $crate::Message,
-                    attempt: $crate::Attempt,
-                ) -> $crate::export::Handled {
+                fn handle(message: $crate::Message, attempt: $crate::Attempt) -> $crate::export::Handled {
                     $crate::export::handle($handle, message, attempt)
                 }
             }
@@ -48,7 +45,7 @@ macro_rules! handler {
             $crate::bindings::export_handler!(Plugin with_types_in $crate::bindings);
             // Elsewhere nothing is exported, and the function would count as unused.
             #[cfg(not(target_family = "wasm"))]
-            const _: fn($crate::Message, $crate::Attempt) -> $crate::export::Handled =
+    const _: fn($crate::Message, $crate::Attempt) -> $crate::export::Handled =
                 <Plugin as $crate::bindings::exports::laneway::plugin::handler::Guest>::handle;
         };
         $crate::__lifecycle!($validate);
@@ -122,7 +119,7 @@ macro_rules! __lifecycle {
             }
 
             #[cfg(target_family = "wasm")]
-            $crate::bindings::deploying::export_lifecycle!(Plugin with_types_in $crate::bindings::deploying);
+    $crate::bindings::deploying::export_lifecycle!(Plugin with_types_in $crate::bindings::deploying);
             #[cfg(not(target_family = "wasm"))]
             const _: fn() -> $crate::export::Validated =
                 <Plugin as $crate::bindings::deploying::exports::laneway::plugin::lifecycle::Guest>::validate;

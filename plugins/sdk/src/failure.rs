@@ -155,6 +155,8 @@ mod tests {
             panic!("not throttled");
         };
         assert_eq!(throttle.after_ms, Some(2000));
-        assert!(matches!(Failure::throttled(Some(Duration::MAX), ""), Failure::Throttled(t) if t.after_ms == Some(u64::MAX)));
+        assert!(
+            matches!(Failure::throttled(Some(Duration::MAX), ""), Failure::Throttled(t) if t.after_ms == Some(u64::MAX))
+        );
     }
 }

@@ -90,9 +90,7 @@ mod tests {
 
     #[test]
     fn a_body_that_cannot_be_read_is_rejected() {
-        let rejected = |result: Result<(), Failure>| {
-            matches!(result, Err(Failure::Reject(Detail { code, .. })) if code == "bad_payload")
-        };
+        let rejected = |result: Result<(), Failure>| matches!(result, Err(Failure::Reject(Detail { code, .. })) if code == "bad_payload");
         assert!(rejected(Json::<u32>::from_message(&message(b"\"x\"")).map(drop)));
         assert!(rejected(Json::<u32>::from_message(&message(b"")).map(drop)));
         assert!(rejected(String::from_message(&message(b"\xff")).map(drop)));

@@ -130,7 +130,8 @@ impl Fixture {
 
     /// Subscribes handlers by name and pattern; answers their numbers in the same order.
     pub async fn subscribe_to(&self, subscriptions: &[(&str, &str)]) -> Vec<SubscriptionId> {
-        let applied = self.apply(subscriptions.iter().map(|(name, pattern)| subscription(name, pattern)).collect()).await;
+        let applied =
+            self.apply(subscriptions.iter().map(|(name, pattern)| subscription(name, pattern)).collect()).await;
         subscriptions.iter().map(|(name, _)| number_of(&applied, name)).collect()
     }
 

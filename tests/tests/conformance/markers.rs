@@ -11,11 +11,17 @@ use crate::fixture::*;
 /// The delivery of a settled message once more, as after a replay.
 async fn owe_again(fixture: &Fixture, subscription: laneway_core::SubscriptionId) {
     let mut sql = fixture.sql().await;
-    let id = if fixture.is_sqlite() { ("id, ", "seq * 1048576 + ".to_owned() + &subscription.to_string() + ", ") } else { ("", String::new()) };
+    let id = if fixture.is_sqlite() {
+        ("id, ", "seq * 1048576 + ".to_owned() + &subscription.to_string() + ", ")
+    } else {
+        ("", String::new())
+    };
     sql.run(&format!(
         "insert into @delivery ({} subscription_id, lane, priority, message_seq, available_at)
-         select {} {subscription}, 0, 0, seq, now() from @message where topic = 't.x'", id.0, id.1
-    )).await;
+         select {} {subscription}, 0, 0, seq, now() from @message where topic = 't.x'",
+        id.0, id.1
+    ))
+    .await;
 }
 
 fn counted(settlement: Settlement, key: &str) -> Settlement {

@@ -174,7 +174,11 @@ async fn a_role_that_may_only_insert_is_a_full_producer() {
         sql.run(&format!("set role {role}")).await;
         sql.run("insert into @message (id, topic, payload) values ('m', 't.x', '{}')").await;
         sql.run("insert into @message (topic, payload) values ('nobody', '{}')").await;
-        assert_eq!(sql.run("insert into @message (id, topic, payload) values ('m', 't.x', '') on conflict do nothing").await, 0);
+        assert_eq!(
+            sql.run("insert into @message (id, topic, payload) values ('m', 't.x', '') on conflict do nothing")
+                .await,
+            0
+        );
         for forbidden in ["select 1 from @message", "delete from @delivery", "insert into @unrouted values (7)"] {
             let refusal = sql.refusal(forbidden).await;
             assert!(refusal.contains("permission denied"), "{forbidden}: {refusal}");

@@ -43,12 +43,8 @@ impl Sql {
     pub async fn try_run(&mut self, sql: &str) -> Result<u64, sqlx::Error> {
         let written = self.written(sql);
         Ok(match self {
-            Self::Sqlite(connection) => {
-                sqlx::raw_sql(written).execute(&mut **connection).await?.rows_affected()
-            }
-            Self::Postgres(connection) => {
-                sqlx::raw_sql(written).execute(&mut **connection).await?.rows_affected()
-            }
+            Self::Sqlite(connection) => sqlx::raw_sql(written).execute(&mut **connection).await?.rows_affected(),
+            Self::Postgres(connection) => sqlx::raw_sql(written).execute(&mut **connection).await?.rows_affected(),
         })
     }
 

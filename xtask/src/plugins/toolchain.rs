@@ -111,7 +111,9 @@ pub fn find(notes: &Path) -> anyhow::Result<Toolchain> {
         None | Some("") => {}
         Some("wasip2") if has_wasip2() || add_wasip2() => return Ok(Toolchain::Current),
         Some("wasip2") => {
-            bail!("the current toolchain lacks {WASIP2}, and rustup could not add it ({TARGET_VARIABLE} asks for it)")
+            bail!(
+                "the current toolchain lacks {WASIP2}, and rustup could not add it ({TARGET_VARIABLE} asks for it)"
+            )
         }
         Some("unknown") => return debian(),
         Some(other) => bail!("{TARGET_VARIABLE} is `{other}`; set it to `wasip2` or `unknown`"),
@@ -127,7 +129,10 @@ pub fn find(notes: &Path) -> anyhow::Result<Toolchain> {
         return Ok(Toolchain::Current);
     }
     let toolchain = debian().with_context(|| {
-        format!("no toolchain for guests: `rustup target add {WASIP2}`, or install {}", DEBIAN_PACKAGES.join(" and "))
+        format!(
+            "no toolchain for guests: `rustup target add {WASIP2}`, or install {}",
+            DEBIAN_PACKAGES.join(" and ")
+        )
     })?;
     // Noted only now: as long as nothing works, each run should try everything.
     fs::create_dir_all(notes).and_then(|()| fs::write(&note, compiler)).context("failed to write a note")?;
@@ -170,7 +175,9 @@ fn debian() -> anyhow::Result<Toolchain> {
     if !debian_is_usable() {
         install()?;
         if !debian_is_usable() {
-            bail!("{DEBIAN_RUSTC} is older than Rust 1.{RUST_MINOR_MIN}, or without the standard library's sources");
+            bail!(
+                "{DEBIAN_RUSTC} is older than Rust 1.{RUST_MINOR_MIN}, or without the standard library's sources"
+            );
         }
     }
     let linker = linker().context("no linker for WebAssembly: neither rust-lld of a Rust toolchain nor wasm-ld")?;

@@ -4,6 +4,8 @@ mod address;
 mod body;
 mod connect;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -24,7 +24,10 @@ fn a_component_of_the_wrong_world_is_refused_with_what_it_has_and_what_it_needs(
     assert!(error.contains("is no publisher"), "{error}");
     assert!(error.contains("exports `laneway:plugin/"), "{error}");
     assert!(error.contains("laneway:plugin/handler@0.1.0"), "{error}");
-    assert!(error.contains("a publisher exports laneway:plugin/lifecycle@0.1.0 and laneway:plugin/publisher@0.1.0"), "{error}");
+    assert!(
+        error.contains("a publisher exports laneway:plugin/lifecycle@0.1.0 and laneway:plugin/publisher@0.1.0"),
+        "{error}"
+    );
     let empty = wat::parse_str("(component)").unwrap();
     assert!(refused(&empty, Handler).to_string().contains("exports nothing"));
 }
@@ -32,9 +35,13 @@ fn a_component_of_the_wrong_world_is_refused_with_what_it_has_and_what_it_needs(
 #[test]
 fn an_import_that_is_not_granted_is_refused_with_the_grant_to_add() {
     let http = r#"(import "wasi:http/types@0.2.0" "[constructor]fields" (func $fields (result i32)));;--"#;
-    let guest = Guest::handler("(drop (call $fields)) (i32.const 1024)").fields(http).import("wasi:http/types@0.2.0");
+    let guest =
+        Guest::handler("(drop (call $fields)) (i32.const 1024)").fields(http).import("wasi:http/types@0.2.0");
     let error = refused(&guest.build(), Handler).to_string();
-    assert!(error.contains("`wasi:http/types@0.2.0`") && error.contains("grants.http = [\"https://host\"]"), "{error}");
+    assert!(
+        error.contains("`wasi:http/types@0.2.0`") && error.contains("grants.http = [\"https://host\"]"),
+        "{error}"
+    );
     let grants = Grants { http: vec!["http://127.0.0.1:9".parse().unwrap()] };
     host().plugin(&guest.build(), PluginSpec { grants, ..spec(Handler) }).unwrap();
 

@@ -65,9 +65,8 @@ async fn an_attempt_reads_its_own_writes_and_does_not_depend_on_the_state_then()
 async fn a_version_reaches_the_guest_with_its_bits_unchanged() {
     let work = format!("{GET} (if (i64.ne (i64.load (i32.const 528)) (i64.const -7)) (then unreachable)) {OK}");
     run(&handler(&guest(&work)), call_on(MemoryState::with("key", b"old", -7))).await.result.unwrap();
-    let count = format!(
-        "(if (i64.ne (call $count (i32.const 16) (i32.const 3)) (i64.const 42)) (then unreachable)) {OK}"
-    );
+    let count =
+        format!("(if (i64.ne (call $count (i32.const 16) (i32.const 3)) (i64.const 42)) (then unreachable)) {OK}");
     run(&handler(&guest(&count)), call()).await.result.unwrap();
 }
 

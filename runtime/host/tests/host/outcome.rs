@@ -12,10 +12,13 @@ use crate::support::{call, handler, host, run, spec};
 #[tokio::test]
 async fn each_failure_of_the_contract_arrives_as_it_was_meant() {
     let fail = |case: u32| {
-        let work = format!(
-            "(call $fail (i32.const {case}) (i32.const 16) (i32.const 8) (i32.const 32) (i32.const 9))"
-        );
-        handler(&Guest::handler(&work).fields(FAIL).fields(r#"(data (i32.const 16) "HTTP 404") (data (i32.const 32) "not there")"#))
+        let work =
+            format!("(call $fail (i32.const {case}) (i32.const 16) (i32.const 8) (i32.const 32) (i32.const 9))");
+        handler(
+            &Guest::handler(&work)
+                .fields(FAIL)
+                .fields(r#"(data (i32.const 16) "HTTP 404") (data (i32.const 32) "not there")"#),
+        )
     };
     let (reason, error) = (Reason::of_guest("HTTP 404"), ErrorText::new("not there"));
     for (case, wants) in [

@@ -77,7 +77,8 @@ fn only_the_owner_can_read_the_cache() {
 fn a_damaged_key_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("key"), b"short").unwrap();
-    let options = HostOptions { cache_dir: Some(dir.path().to_owned()), instances_max: 1, ..HostOptions::default() };
+    let options =
+        HostOptions { cache_dir: Some(dir.path().to_owned()), instances_max: 1, ..HostOptions::default() };
     let error = Host::new(options).err().unwrap();
     assert!(matches!(error, HostError::Cache { .. }));
     assert!(error.to_string().contains("remove it"), "{error}");

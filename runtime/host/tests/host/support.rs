@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
-    Attempt, Call, Failure, Header, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, Priority, Reason,
-    StateEntry, StateError, StateVersion, StateView, SubscriptionKind, Topic,
+    Attempt, Call, Failure, Header, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, Priority,
+    Reason, StateEntry, StateError, StateVersion, StateView, SubscriptionKind, Topic,
 };
 use laneway_host::{Grants, Host, HostOptions, Limits, Plugin, PluginError, PluginSpec};
 

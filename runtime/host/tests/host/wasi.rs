@@ -32,9 +32,7 @@ async fn a_guest_that_sleeps_wakes_up_or_ends_with_its_attempt() {
 
 #[tokio::test]
 async fn a_guest_has_no_arguments() {
-    let work = format!(
-        "(call $args (i32.const 512)) (if (i32.load (i32.const 516)) (then unreachable)) {OK}"
-    );
+    let work = format!("(call $args (i32.const 512)) (if (i32.load (i32.const 516)) (then unreachable)) {OK}");
     let guest = Guest::handler(&work)
         .fields(r#"(import "wasi:cli/environment@0.2.0" "get-arguments" (func $args (param i32)));;--"#)
         .import("wasi:cli/environment@0.2.0");

@@ -12,6 +12,7 @@ use sqlx::query::Query;
 use sqlx::{Connection as _, Decode, Executor as _, PgConnection, PgPool, Postgres, Row as _, Type};
 
 use super::PostgresOptions;
+use super::nodelay::disable_delay;
 
 /// What all of this half works with; [`classify`] turns the error into the store's at the edge.
 pub(super) type Outcome<T> = Result<T, sqlx::Error>;
@@ -71,6 +72,8 @@ impl Database {
     pub(super) fn new(options: &PostgresOptions) -> Result<Self, StoreError> {
         let round_trips = Arc::new(AtomicU64::new(0));
         let connecting = Arc::clone(&round_trips);
+        let server = connect_options(options)?;
+        let port = server.get_port();
         let pool = PgPoolOptions::new()
             .max_connections(options.connections_max.max(1))
             .acquire_timeout(options.acquire_timeout)
@@ -85,10 +88,11 @@ impl Database {
                 })
             })
             .after_connect(move |connection, _| {
+                disable_delay(port);
                 connecting.fetch_add(1, Ordering::Relaxed);
                 Box::pin(async move { connection.execute(SETTINGS).await.map(drop) })
             })
-            .connect_lazy_with(connect_options(options)?);
+            .connect_lazy_with(server);
         Ok(Self { pool, round_trips })
     }
 

@@ -7,6 +7,7 @@ mod claim;
 mod connection;
 mod enqueue;
 mod lease;
+mod nodelay;
 mod schema;
 mod settle;
 mod state;

@@ -1,0 +1,135 @@
+//! A folder with a configuration, and the program run in it.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use laneway_tests::{laneway, plugin};
+use tempfile::TempDir;
+
+/// Longest wait for something that should happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A user's folder.
+pub struct Folder(TempDir);
+
+impl Folder {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        std::fs::write(self.path().join(name), text).unwrap();
+    }
+
+    /// A configuration with these blocks, and the plugins that the tests name.
+    pub fn configure(&self, text: &str) {
+        for name in ["counter", "noop", "fail", "publish-log"] {
+            let copy = self.path().join(format!("{name}.wasm"));
+            if !copy.exists() {
+                std::fs::copy(plugin(name), copy).unwrap();
+            }
+        }
+        self.write("laneway.toml", text);
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(laneway());
+        command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
+        for name in ["LANEWAY_STORAGE_URL", "LANEWAY_CONFIG", "LANEWAY_LOG", "LANEWAY_LOG_FORMAT"] {
+            command.env_remove(name);
+        }
+        command.env("NO_COLOR", "1").env("XDG_CACHE_HOME", self.path().join("cache"));
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs and answers standard output; panics with standard error if it fails.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(&[&["--json"], arguments].concat())).unwrap()
+    }
+
+    /// Runs, expects this exit code, and answers standard error.
+    pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        stderr
+    }
+
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let log = std::fs::File::create(self.path().join("run.log")).unwrap();
+        Running(self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("run.log")).unwrap_or_default()
+    }
+
+    /// Waits until the status says so.
+    pub fn wait_for(&self, what: &str, storage: &[&str], reached: impl Fn(&serde_json::Value) -> bool) {
+        let started = Instant::now();
+        loop {
+            let output = self.run(&[&["--json", "status"], storage].concat());
+            let status = serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null);
+            if reached(&status) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "waited in vain for {what}: {status}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Deliveries that are left in all lanes, or `None` if the status has no subscription yet.
+pub fn left(status: &serde_json::Value) -> Option<u64> {
+    let mut sum = 0;
+    let subscriptions = status["subscriptions"].as_array()?;
+    for lane in subscriptions.iter().flat_map(|s| s["lanes"].as_array().into_iter().flatten()) {
+        sum += lane["due"].as_u64()? + lane["leased"].as_u64()? + lane["delayed"].as_u64()?;
+    }
+    (!subscriptions.is_empty()).then_some(sum)
+}
+
+/// A running program; killed when dropped.
+pub struct Running(Child);
+
+impl Running {
+    pub fn terminate(mut self) -> Option<i32> {
+        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(started.elapsed() < PATIENCE, "does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

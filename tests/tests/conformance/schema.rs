@@ -1,0 +1,189 @@
+//! Opening databases that are older, newer or not ours.
+
+use laneway_core::StoreError;
+use laneway_store::Storage;
+use laneway_store::sqlite::{SqliteOptions, SqliteStore};
+use laneway_testing::postgres::test_database;
+use laneway_testing::skip;
+use laneway_testing::sqlite::temp_file;
+
+use crate::fixture::*;
+use crate::sql::Sql;
+
+/// What opening says, where it must fail.
+async fn refusal(storage: &Storage) -> StoreError {
+    match storage.open().await {
+        Ok(_) => panic!("it was opened"),
+        Err(error) => error,
+    }
+}
+
+conformance! {
+    async fn migrating_again_changes_nothing(fixture: &Fixture) {
+        fixture.enqueue_ids(&["m"]).await;
+        let migrated = fixture.storage().migrate().await.unwrap();
+        assert_eq!(migrated.from, migrated.to);
+        assert!(migrated.to > 0);
+        assert_eq!(fixture.sql().await.count("message").await, 1);
+    }
+
+    async fn a_newer_schema_is_refused_with_both_versions(fixture: &Fixture) {
+        let known = fixture.storage().migrate().await.unwrap().to;
+        let mut sql = fixture.sql().await;
+        sql.run(
+            "insert into @migration (version, description, success, checksum, execution_time)
+             select 9999, 'from the future', success, checksum, execution_time from @migration limit 1",
+        ).await;
+        let newer = |error: &StoreError| matches!(error, StoreError::SchemaNewer { found: 9999, known: found } if *found == known);
+        let error = refusal(&fixture.storage()).await;
+        assert!(newer(&error), "{error:?}");
+        let error = fixture.storage().migrate().await.unwrap_err();
+        assert!(newer(&error), "{error:?}");
+    }
+
+    async fn an_older_schema_is_refused_with_both_versions(fixture: &Fixture) {
+        // One step short of ours, as after an upgrade of the program alone.
+        let needed = fixture.storage().migrate().await.unwrap().to;
+        let mut sql = fixture.sql().await;
+        sql.run(&format!("delete from @migration where version = {needed}")).await;
+        let remaining = sql.number("select coalesce(max(version), 0) from @migration").await;
+        if fixture.is_sqlite() && remaining == 0 {
+            // No version left is as a file without our tables, which `create` would fill; open it without.
+            let mut options = SqliteOptions::new(fixture.path().unwrap());
+            options.create = false;
+            match SqliteStore::open(options).await {
+                Err(StoreError::SchemaOlder { found: 0, needed: found }) => assert_eq!(found, needed),
+                other => panic!("{:?}", other.err()),
+            }
+            return;
+        }
+        match refusal(&fixture.storage()).await {
+            StoreError::SchemaOlder { found, needed: wanted } => assert_eq!((found, wanted), (remaining, needed)),
+            error => panic!("{error:?}"),
+        }
+    }
+
+    async fn nodes_that_migrate_at_once_both_succeed(fixture: &Fixture) {
+        // The tables go, so that there is something to migrate.
+        let fresh = Fresh::beside(fixture).await;
+        let mut nodes = tokio::task::JoinSet::new();
+        for _ in 0..4 {
+            let storage = fresh.storage.clone();
+            nodes.spawn(async move { storage.migrate().await });
+        }
+        for result in nodes.join_all().await {
+            result.unwrap();
+        }
+        fresh.storage.open().await.unwrap();
+    }
+}
+
+/// A second, empty database of the same kind.
+struct Fresh {
+    storage: Storage,
+    _keep: Box<dyn std::any::Any>,
+}
+
+impl Fresh {
+    async fn beside(fixture: &Fixture) -> Self {
+        if fixture.is_sqlite() {
+            let file = temp_file().unwrap();
+            let storage = Storage::parse(&format!("sqlite://{}", file.path().display())).unwrap();
+            Self { storage, _keep: Box::new(file) }
+        } else {
+            let database = test_database().unwrap().expect("there was one for the fixture");
+            Self { storage: Storage::parse(&database.url).unwrap(), _keep: Box::new(database) }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_postgres_database_must_be_migrated_first() {
+    let test = "schema::an_empty_postgres_database_must_be_migrated_first";
+    let Some(database) = test_database().unwrap() else {
+        return skip(test, "no PostgreSQL server on this machine");
+    };
+    let storage = Storage::parse(&database.url).unwrap();
+    match refusal(&storage).await {
+        error @ StoreError::SchemaOlder { found: 0, .. } => assert!(error.to_string().contains("laneway migrate")),
+        error => panic!("{error:?}"),
+    }
+    assert_eq!(storage.migrate().await.unwrap().from, 0);
+    storage.open().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_postgres_database_with_another_schema_of_our_name_is_left_alone() {
+    let test = "schema::a_postgres_database_with_another_schema_of_our_name_is_left_alone";
+    let Some(database) = test_database().unwrap() else {
+        return skip(test, "no PostgreSQL server on this machine");
+    };
+    let mut sql = Sql::postgres(&database.url).await;
+    sql.run("create schema laneway; create table @message (text text); insert into @message values ('mine')").await;
+    let storage = Storage::parse(&database.url).unwrap();
+    assert!(matches!(refusal(&storage).await, StoreError::NotOurs(text) if text.contains("message")));
+    assert!(matches!(storage.migrate().await, Err(StoreError::NotOurs(_))));
+    assert_eq!(sql.texts("select text from @message").await, ["mine"]);
+    assert_eq!(sql.number("select count(*) from pg_tables where schemaname = 'laneway'").await, 1);
+}
+
+#[tokio::test]
+async fn a_postgres_server_that_is_not_there_is_unavailable() {
+    // Port 1 is reserved, and nothing listens there.
+    let error = refusal(&Storage::parse("postgres://nobody@127.0.0.1:1/none").unwrap()).await;
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert!(error.is_transient());
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_left_alone() {
+    let file = temp_file().unwrap();
+    let text = "dear diary, ".repeat(1000);
+    std::fs::write(file.path(), &text).unwrap();
+    let storage = Storage::parse(&format!("sqlite://{}", file.path().display())).unwrap();
+    let error = refusal(&storage).await;
+    assert!(matches!(error, StoreError::NotOurs(_)), "{error:?}");
+    assert!(matches!(storage.migrate().await, Err(StoreError::NotOurs(_))));
+    assert_eq!(std::fs::read_to_string(file.path()).unwrap(), text);
+}
+
+#[tokio::test]
+async fn a_file_with_another_table_of_our_name_is_left_alone() {
+    let file = temp_file().unwrap();
+    std::fs::write(file.path(), "").unwrap();
+    let mut sql = Sql::sqlite(file.path()).await;
+    sql.run("create table laneway_message (text text)").await;
+    sql.run("insert into laneway_message values ('mine')").await;
+    let storage = Storage::parse(&format!("sqlite://{}", file.path().display())).unwrap();
+    assert!(matches!(refusal(&storage).await, StoreError::NotOurs(text) if text.contains("laneway_message")));
+    assert!(matches!(storage.migrate().await, Err(StoreError::NotOurs(_))));
+    assert_eq!(sql.texts("select text from laneway_message").await, ["mine"]);
+    assert_eq!(sql.number("select count(*) from sqlite_schema").await, 1);
+}
+
+#[tokio::test]
+async fn our_tables_live_beside_an_applications_in_one_file() {
+    let file = temp_file().unwrap();
+    std::fs::write(file.path(), "").unwrap();
+    let mut sql = Sql::sqlite(file.path()).await;
+    sql.run("create table flight (number text); create table _sqlx_migrations (version integer)").await;
+    let storage = Storage::parse(&format!("sqlite://{}", file.path().display())).unwrap();
+    storage.migrate().await.unwrap();
+    let store = storage.open().await.unwrap();
+    store.enqueue(&[message("m")]).await.unwrap();
+    assert_eq!(sql.count("message").await, 1);
+    let foreign = "select count(*) from sqlite_schema where name not like 'laneway%' and name not like 'sqlite%'";
+    assert_eq!(sql.number(foreign).await, 2);
+}
+
+#[tokio::test]
+async fn a_missing_file_is_made_only_if_asked_for() {
+    let file = temp_file().unwrap();
+    let mut options = SqliteOptions::new(file.path());
+    options.create = false;
+    let error = SqliteStore::open(options.clone()).await.err().expect("there is no file");
+    assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
+    assert!(!file.path().exists());
+    options.create = true;
+    SqliteStore::open(options).await.unwrap();
+}

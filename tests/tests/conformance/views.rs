@@ -1,0 +1,150 @@
+//! What operators are shown.
+
+use std::time::Duration;
+
+use laneway_core::{
+    ClaimRequest, ErrorText, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus, NewMessage, Priority,
+    Reason, SubscriptionStatus, Topic, Verdict,
+};
+
+use crate::fixture::*;
+
+fn dead() -> Verdict {
+    Verdict::DeadLetter { reason: Reason::TRAP, error: ErrorText::new("x"), plugin: None }
+}
+
+fn lane(status: &SubscriptionStatus, lane: Lane) -> &LaneStatus {
+    status.lanes.iter().find(|one| one.lane == lane).unwrap_or_else(|| panic!("no {lane:?} in {status:?}"))
+}
+
+conformance! {
+    async fn the_status_counts_by_subscription_and_lane(fixture: &Fixture) {
+        let subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "u.>")]).await;
+        fixture.enqueue(&[
+            message("due"),
+            message("dead"),
+            message("leased"),
+            NewMessage { delay: Some(HOUR), ..message("delayed") },
+            NewMessage { priority: Priority::BULK, ..message("bulk-1") },
+            NewMessage { priority: Priority::BULK, ..message("bulk-2") },
+        ]).await;
+        let batch = fixture.claim_some(subscriptions[0]).await;
+        assert_eq!(ids(&batch), ["due", "dead", "leased"]);
+        fixture.settle_all(&[settlement(&batch, 0, Verdict::RELEASE), settlement(&batch, 1, dead())]).await;
+        fixture.store.heartbeat(&name("node-1")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        fixture.store.heartbeat(&name("node-2")).await.unwrap();
+
+        let status = fixture.store.status().await.unwrap();
+        let names: Vec<&str> = status.subscriptions.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        let a = &status.subscriptions[0];
+        assert_eq!((a.pattern.as_str(), a.kind.as_str(), a.active, a.dead_letters), ("t.>", "handler", true, 1));
+        let (primary, backfill) = (lane(a, Lane::Primary), lane(a, Lane::Backfill));
+        assert_eq!((primary.due, primary.leased, primary.delayed), (1, 1, 1));
+        assert_eq!((backfill.due, backfill.leased, backfill.delayed), (2, 0, 0));
+        let age = backfill.oldest_due_seconds.expect("something is due");
+        assert!((0.05..60.0).contains(&age), "{age}");
+        let b = &status.subscriptions[1];
+        for one in Lane::ALL {
+            assert_eq!((lane(b, one).due, lane(b, one).leased, lane(b, one).delayed), (0, 0, 0));
+            assert_eq!(lane(b, one).oldest_due_seconds, None);
+        }
+        let nodes: Vec<&str> = status.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(nodes, ["node-2", "node-1"]);
+        assert_eq!(status.topology_revision, fixture.store.topology().await.unwrap().map(|applied| applied.revision));
+        if fixture.is_sqlite() {
+            assert_eq!(status.messages, 6);
+        }
+    }
+
+    async fn a_message_is_pending_then_processing_then_processed(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue(&[NewMessage { key: Some("k".to_owned()), tenant: Some("acme".to_owned()), ..message("m") }]).await;
+        let id = MessageId::parse("m").unwrap();
+        let status = async || fixture.store.message(&id).await.unwrap().unwrap().status;
+        assert_eq!(status().await, MessageStatus::Pending);
+        let batch = fixture.claim_some(subscription).await;
+        assert_eq!(status().await, MessageStatus::Processing);
+
+        let view = fixture.store.message(&id).await.unwrap().unwrap();
+        assert_eq!((view.topic.as_str(), view.key.as_deref(), view.tenant.as_deref()), ("t.x", Some("k"), Some("acme")));
+        assert_eq!((view.payload.as_deref(), view.payload_bytes), (Some("{\"id\":\"m\"}"), 10));
+        let [delivery] = &view.deliveries[..] else { panic!("{view:?}") };
+        assert_eq!((delivery.subscription.as_str(), delivery.lane), ("handler", Lane::Primary));
+        assert_eq!((delivery.attempt, delivery.leased, delivery.last_error.as_deref()), (1, true, None));
+
+        let retry = Verdict::Retry { delay: HOUR, counted: true, error: None };
+        fixture.settle_all(&[settlement(&batch, 0, retry)]).await;
+        assert_eq!(status().await, MessageStatus::Pending);
+        fixture.sql().await.make_due("true").await;
+        let batch = fixture.claim_some(subscription).await;
+        fixture.settle_all(&complete_all(&batch)).await;
+        assert_eq!(status().await, MessageStatus::Processed);
+        assert!(fixture.store.message(&id).await.unwrap().unwrap().deliveries.is_empty());
+    }
+
+    async fn a_message_with_several_deliveries_has_the_status_of_the_least_finished(fixture: &Fixture) {
+        let subscriptions = fixture.subscribe_to(&[("a", "t.x"), ("b", "t.x"), ("c", "t.x")]).await;
+        fixture.enqueue_ids(&["m"]).await;
+        let id = MessageId::parse("m").unwrap();
+        let status = async || fixture.store.message(&id).await.unwrap().unwrap().status;
+        let a = fixture.claim_some(subscriptions[0]).await;
+        fixture.settle_all(&[settlement(&a, 0, dead())]).await;
+        assert_eq!(status().await, MessageStatus::Pending);
+        let b = fixture.claim_some(subscriptions[1]).await;
+        assert_eq!(status().await, MessageStatus::Processing);
+        fixture.settle_all(&complete_all(&b)).await;
+        let c = fixture.claim_some(subscriptions[2]).await;
+        fixture.settle_all(&complete_all(&c)).await;
+        assert_eq!(status().await, MessageStatus::Failed);
+    }
+
+    async fn an_unknown_message_is_none(fixture: &Fixture) {
+        assert_eq!(fixture.store.message(&MessageId::parse("unknown").unwrap()).await.unwrap(), None);
+        assert_eq!(fixture.store.messages(&MessageFilter { limit: 10, ..MessageFilter::default() }).await.unwrap(), []);
+    }
+
+    async fn a_payload_that_is_no_text_is_shown_escaped(fixture: &Fixture) {
+        fixture.enqueue(&[NewMessage { payload: vec![b'a', 0xff, b'b'].into(), ..message("m") }]).await;
+        let view = fixture.store.message(&MessageId::parse("m").unwrap()).await.unwrap().unwrap();
+        let shown = view.payload.unwrap();
+        assert!(shown.starts_with('a') && shown.ends_with('b') && shown.to_lowercase().contains("\\xff"), "{shown}");
+        assert_eq!(view.payload_bytes, 3);
+    }
+
+    async fn messages_are_listed_newest_first_and_filtered(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        let other = NewMessage { topic: Topic::parse("t.y").unwrap(), ..message("m2") };
+        fixture.enqueue(&[message("m1"), other, message("m3"), message("m4")]).await;
+        let batch = fixture.store.claim(ClaimRequest { limit: 3, ..request(subscription) }).await.unwrap().unwrap();
+        fixture.settle_all(&[complete(&batch, 0), settlement(&batch, 1, dead())]).await;
+        let list = async |filter: MessageFilter| -> Vec<String> {
+            let messages = fixture.store.messages(&filter).await.unwrap();
+            assert!(messages.iter().all(|one| filter.status.is_none_or(|status| one.status == status)));
+            messages.iter().map(|one| one.id.to_string()).collect()
+        };
+        let all = MessageFilter { limit: 10, ..MessageFilter::default() };
+        assert_eq!(list(all.clone()).await, ["m4", "m3", "m2", "m1"]);
+        assert_eq!(list(MessageFilter { limit: 2, ..all.clone() }).await, ["m4", "m3"]);
+        assert_eq!(list(MessageFilter { topic: Some(Topic::parse("t.x").unwrap()), ..all.clone() }).await, ["m4", "m3", "m1"]);
+        for (status, wanted) in [
+            (MessageStatus::Pending, "m4"),
+            (MessageStatus::Processing, "m3"),
+            (MessageStatus::Failed, "m2"),
+            (MessageStatus::Processed, "m1"),
+        ] {
+            assert_eq!(list(MessageFilter { status: Some(status), ..all.clone() }).await, [wanted], "{status:?}");
+        }
+    }
+
+    async fn round_trips_are_counted(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        let before = fixture.store.round_trips();
+        fixture.enqueue_ids(&["m"]).await;
+        let batch = fixture.claim_some(subscription).await;
+        fixture.settle_all(&complete_all(&batch)).await;
+        let spent = fixture.store.round_trips() - before;
+        assert!((3..200).contains(&spent), "{spent}");
+    }
+}
