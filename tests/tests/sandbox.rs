@@ -18,6 +18,9 @@ const NEIGHBOUR: usize = 10_000;
 /// Timeout of the hostile subscription.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Memory of a guest: enough to make an answer of 100 MB, twice.
+const MEMORY_BYTES_MAX: usize = 256 << 20;
+
 /// What the guest does, and the reason that its attempt ends with.
 const HARM: [(&str, &str); 12] = [
     ("loop", "timeout"),
@@ -57,7 +60,7 @@ fn spec(name: &Name, reuse: bool) -> PluginSpec {
         kind: SubscriptionKind::Handler,
         config: BTreeMap::new(),
         grants: Grants::default(),
-        limits: Limits { memory_bytes_max: 128 << 20, ..Limits::default() },
+        limits: Limits { memory_bytes_max: MEMORY_BYTES_MAX, ..Limits::default() },
         reuse,
         payload_bytes_max: 1 << 20,
     }
@@ -74,7 +77,7 @@ async fn hostile_guests_harm_only_themselves(reuse: bool) {
         payload_bytes_max: 1 << 20,
     };
     let applied = store.apply(&topology).await.unwrap();
-    let options = HostOptions { memory_bytes_max: 128 << 20, instances_max: 32, ..HostOptions::default() };
+    let options = HostOptions { memory_bytes_max: MEMORY_BYTES_MAX, instances_max: 32, ..HostOptions::default() };
     let host = Host::new(options).unwrap();
     let guests = [plugin("hostile"), plugin("noop")];
     let mut bindings = Vec::new();

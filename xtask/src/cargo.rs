@@ -41,7 +41,7 @@ pub fn succeed(command: &mut Command) -> Result<()> {
 
 /// Builds the runtime and the producer of the flights example, which the demo and the tests run.
 pub fn build_programs() -> Result<()> {
-    succeed(&mut cargo(&["build", "--locked", "--package", "laneway-cli", "--package", "flights-producer"])?)
+    succeed(&mut cargo(&["build", "--locked", "--workspace", "--bins"])?)
 }
 
 /// The path of a built program.

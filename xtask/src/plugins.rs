@@ -1,5 +1,5 @@
-//! Builds the plugins: the first-party ones, those of the examples and those of the tests, each one component in one
-//! directory. Which toolchain builds them is found out in [`toolchain`].
+//! Builds the plugins: the first-party ones, those of the examples and those of the tests, each one component in
+//! one directory. Which toolchain builds them is found out in [`toolchain`].
 
 mod toolchain;
 

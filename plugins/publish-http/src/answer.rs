@@ -53,8 +53,8 @@ fn text(answer: &Answer, origin: &impl Display) -> String {
     text
 }
 
-/// How long the destination wants a pause. A date is compared with the response's own, because here is no clock that
-/// could be compared with theirs. `None` if it cannot be told.
+/// How long the destination wants a pause. A date is compared with the response's own, because here is no clock
+/// that could be compared with theirs. `None` if it cannot be told.
 fn pause(answer: &Answer) -> Option<Duration> {
     let wanted = answer.retry_after.as_deref()?.trim();
     if let Ok(seconds) = wanted.parse() {

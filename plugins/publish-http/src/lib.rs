@@ -11,10 +11,11 @@
 //! | `header.<Name>` | value of each of them |
 //!
 //! The request has the message's content type, and the headers `laneway-message-id` (the same in every attempt: the
-//! receiver can deduplicate by it), `laneway-topic`, `laneway-attempt`, and `laneway-key` and `laneway-tenant` if the
-//! message has them, where `%` and what is not visible ASCII is percent-encoded. The message's own headers are sent as
-//! they are, but for those that HTTP itself or the above speak for, and those that no HTTP header can be. A header of
-//! the configuration replaces one of the same name. What the answer means for the message is told in `answer.rs`.
+//! receiver can deduplicate by it), `laneway-topic`, `laneway-attempt`, and `laneway-key` and `laneway-tenant` if
+//! the message has them, where `%` and what is not visible ASCII is percent-encoded. The message's own headers are
+//! sent as they are, but for those that HTTP itself or the above speak for, and those that no HTTP header can be. A
+//! header of the configuration replaces one of the same name. What the answer means for the message is told in
+//! `answer.rs`.
 
 mod answer;
 mod exchange;
@@ -48,8 +49,8 @@ fn publish(batch: &[Item]) -> Result<Vec<Result<Receipt, Failure>>, Failure> {
         .collect())
 }
 
-/// The part of an attempt's time that requests may take: the rest is for saying how they ended, since an attempt that
-/// runs out of time can say nothing.
+/// The part of an attempt's time that requests may take: the rest is for saying how they ended, since an attempt
+/// that runs out of time can say nothing.
 fn usable(deadline_ms: u64) -> Duration {
     let all = Duration::from_millis(deadline_ms);
     all.saturating_sub((all / 10).min(Duration::from_millis(500)))

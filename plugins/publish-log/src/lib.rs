@@ -1,7 +1,8 @@
-//! Publisher that writes messages to the host's log and nowhere else: to look at what a subscription would send out.
+//! Publisher that writes messages to the host's log and nowhere else: to look at what a subscription would send
+//! out.
 //!
-//! Each line has the message's id, its topic and its size in bytes. With the configuration `payload = "true"` it has the
-//! payload too, as far as it is text, cut to [`PAYLOAD_BYTES_MAX`].
+//! Each line has the message's id, its topic and its size in bytes. With the configuration `payload = "true"` it
+//! has the payload too, as far as it is text, cut to [`PAYLOAD_BYTES_MAX`].
 
 use laneway_sdk::prelude::*;
 

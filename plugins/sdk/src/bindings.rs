@@ -1,8 +1,9 @@
 //! What `wit-bindgen` makes of the contract.
 //!
-//! A world for each interface that a plugin can export, with the imports of the contract's worlds: a plugin that exports
-//! two of them has the union of their worlds, which is the world of the contract. The contract's own worlds cannot be
-//! bound side by side, because both export `lifecycle`, and the macros made for it have one name in a crate.
+//! A world for each interface that a plugin can export, with the imports of the contract's worlds: a plugin that
+//! exports two of them has the union of their worlds, which is the world of the contract. The contract's own worlds
+//! cannot be bound side by side, because both export `lifecycle`, and the macros made for it have one name in a
+//! crate.
 
 wit_bindgen::generate!({
     path: "../../wit",

@@ -182,7 +182,8 @@ pub fn valid() -> Validated {
     Ok(())
 }
 
-/// Has a panic's message written to the host's log before the guest aborts; else the host would know only that it did.
+/// Has a panic's message written to the host's log before the guest aborts; else the host would know only that it
+/// did.
 fn log_panics() {
     static DONE: AtomicBool = AtomicBool::new(false);
     if cfg!(target_family = "wasm") && !DONE.swap(true, Ordering::Relaxed) {

@@ -14,11 +14,11 @@ use crate::{Detail, Throttle};
 ///
 /// A code is short and of few values (`http_404`, `bad_payload`): it is kept with the dead letter and counted.
 ///
-/// `?` makes a failure of any [`Error`]. An error of the data (JSON, UTF-8, numbers) becomes a [`Failure::Reject`] with
-/// code `bad_data`, since another attempt would read the same bytes. Any other becomes a [`Failure::Retry`] with code
-/// `error`: it loses nothing, and after the last attempt the message is in the dead letters all the same. Where that is
-/// wrong, name the case: `.map_err(|error| Failure::unknown_outcome("charge", error))?`. For the conversion's sake
-/// `Failure` is not itself an [`Error`].
+/// `?` makes a failure of any [`Error`]. An error of the data (JSON, UTF-8, numbers) becomes a [`Failure::Reject`]
+/// with code `bad_data`, since another attempt would read the same bytes. Any other becomes a [`Failure::Retry`]
+/// with code `error`: it loses nothing, and after the last attempt the message is in the dead letters all the same.
+/// Where that is wrong, name the case: `.map_err(|error| Failure::unknown_outcome("charge", error))?`. For the
+/// conversion's sake `Failure` is not itself an [`Error`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Failure {
     /// Took no effect: back off and try again.
@@ -155,8 +155,7 @@ mod tests {
             panic!("not throttled");
         };
         assert_eq!(throttle.after_ms, Some(2000));
-        assert!(
-            matches!(Failure::throttled(Some(Duration::MAX), ""), Failure::Throttled(t) if t.after_ms == Some(u64::MAX))
-        );
+        let longest = Failure::throttled(Some(Duration::MAX), "");
+        assert!(matches!(longest, Failure::Throttled(throttle) if throttle.after_ms == Some(u64::MAX)));
     }
 }

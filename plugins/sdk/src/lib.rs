@@ -1,5 +1,5 @@
-//! Guest SDK of Laneway: what a plugin written in Rust is made with. The host's side is not here, and neither is time,
-//! randomness nor I/O: a guest has what the contract (`wit/laneway.wit`) gives it.
+//! Guest SDK of Laneway: what a plugin written in Rust is made with. The host's side is not here, and neither is
+//! time, randomness nor I/O: a guest has what the contract (`wit/laneway.wit`) gives it.
 //!
 //! A handler is a function and one line:
 //!
@@ -27,9 +27,9 @@
 //! A publisher is the same, see [`publisher!`]. The payload arrives as what the function asks for: see [`Payload`].
 //! What the function answers decides what becomes of the message: see [`Failure`].
 //!
-//! The crate of a plugin is a `cdylib`, depends on `laneway-sdk` and `serde`, and compiles for `wasm32-wasip2` and for
-//! `wasm32-unknown-unknown`. On other targets it compiles too, so that its logic can be tested, but the host's functions
-//! are not there: a call of one panics.
+//! The crate of a plugin is a `cdylib`, depends on `laneway-sdk` and `serde`, and compiles for `wasm32-wasip2` and
+//! for `wasm32-unknown-unknown`. On other targets it compiles too, so that its logic can be tested, but the host's
+//! functions are not there: a call of one panics.
 
 #[doc(hidden)]
 pub mod bindings;
@@ -60,8 +60,8 @@ pub struct Item {
     pub attempt: Attempt,
 }
 
-/// What the module of a plugin wants to have in scope. `Deserialize` and `Serialize` come with their derive macros, which
-/// need `serde` among the plugin's own dependencies.
+/// What the module of a plugin wants to have in scope. `Deserialize` and `Serialize` come with their derive macros,
+/// which need `serde` among the plugin's own dependencies.
 pub mod prelude {
     pub use serde::{Deserialize, Serialize};
 

@@ -55,7 +55,10 @@ macro_rules! __log {
         $crate::log::log(
             $crate::log::Level::$level,
             &::std::format!($text $($arguments)*),
-            &[$((::std::string::String::from(::std::stringify!($field)), ::std::string::ToString::to_string(&$value))),*],
+            &[$((
+                ::std::string::String::from(::std::stringify!($field)),
+                ::std::string::ToString::to_string(&$value),
+            )),*],
         )
     };
 }

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::{Failure, Outgoing};
 
 impl Outgoing {
-    /// A message to a topic, with any body. It has the content type `application/json` and the priority of the message
-    /// being handled, unless they are set.
+    /// A message to a topic, with any body. It has the content type `application/json` and the priority of the
+    /// message being handled, unless they are set.
     #[must_use]
     pub fn new(topic: impl Into<String>, body: impl Into<Vec<u8>>) -> Self {
         Self {
@@ -25,7 +25,8 @@ impl Outgoing {
     /// A message to a topic, with a body in JSON.
     ///
     /// # Errors
-    /// [`Failure::Reject`] with code `unencodable` if JSON cannot hold the value, such as a map whose keys are no text.
+    /// [`Failure::Reject`] with code `unencodable` if JSON cannot hold the value, such as a map whose keys are no
+    /// text.
     pub fn json<T: Serialize + ?Sized>(topic: impl Into<String>, body: &T) -> Result<Self, Failure> {
         match serde_json::to_vec(body) {
             Ok(body) => Ok(Self::new(topic, body)),

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 
 use crate::{Failure, Message};
 
-/// What a message's body can be read as. The parameter of a handler's function chooses: [`Json`], `Vec<u8>`, `String`, or
-/// `()` for a handler that does not look at it.
+/// What a message's body can be read as. The parameter of a handler's function chooses: [`Json`], `Vec<u8>`,
+/// `String`, or `()` for a handler that does not look at it.
 ///
 /// ```
 /// use laneway_sdk::{Failure, Message, Payload};
@@ -90,7 +90,10 @@ mod tests {
 
     #[test]
     fn a_body_that_cannot_be_read_is_rejected() {
-        let rejected = |result: Result<(), Failure>| matches!(result, Err(Failure::Reject(Detail { code, .. })) if code == "bad_payload");
+        let rejected = |result: Result<(), Failure>| match result {
+            Err(Failure::Reject(Detail { code, .. })) => code == "bad_payload",
+            _ => false,
+        };
         assert!(rejected(Json::<u32>::from_message(&message(b"\"x\"")).map(drop)));
         assert!(rejected(Json::<u32>::from_message(&message(b"")).map(drop)));
         assert!(rejected(String::from_message(&message(b"\xff")).map(drop)));

@@ -8,9 +8,9 @@ use crate::bindings::laneway::plugin::effects;
 
 /// Reads and writes the state; from [`Context::state`](crate::Context::state).
 ///
-/// A read sees the writes of this attempt and of earlier messages. If a key that was read has changed before the commit,
-/// the message is run again, and the attempt is not counted. Counters never conflict: where many messages add to one
-/// number, use [`add`](Self::add).
+/// A read sees the writes of this attempt and of earlier messages. If a key that was read has changed before the
+/// commit, the message is run again, and the attempt is not counted. Counters never conflict: where many messages
+/// add to one number, use [`add`](Self::add).
 #[derive(Debug, Clone, Copy)]
 pub struct State(());
 
@@ -51,7 +51,8 @@ impl State {
     /// Writes a key as JSON.
     ///
     /// # Errors
-    /// [`Failure::Reject`] with code `unencodable` if JSON cannot hold the value, such as a map whose keys are no text.
+    /// [`Failure::Reject`] with code `unencodable` if JSON cannot hold the value, such as a map whose keys are no
+    /// text.
     pub fn put_json<T: Serialize + ?Sized>(&self, key: &str, value: &T) -> Result<(), Failure> {
         match serde_json::to_vec(value) {
             Ok(value) => {

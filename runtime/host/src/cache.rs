@@ -57,7 +57,8 @@ impl Cache {
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => Some(component),
             Err(error) => {
-                tracing::warn!(path = %path.display(), error = format!("{error:#}"), "compiled code does not load; compiling again");
+                let error = format!("{error:#}");
+                tracing::warn!(path = %path.display(), error, "compiled code does not load; compiling again");
                 None
             }
         }

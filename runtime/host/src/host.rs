@@ -20,7 +20,8 @@ use crate::{engine, wasi};
 /// Settings of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostOptions {
-    /// Where compiled code is kept between runs; only this user may read it. `None` (default) compiles at each start.
+    /// Where compiled code is kept between runs; only this user may read it. `None` (default) compiles at each
+    /// start.
     pub cache_dir: Option<PathBuf>,
     /// Instances that exist at once, those kept for reuse included; further calls wait for one. 1 to 10,000.
     /// Default 256.
@@ -100,8 +101,8 @@ impl Host {
         if http { &self.with_http } else { &self.plain }
     }
 
-    /// Leave to make one more instance. Waits for one if all are in use, and takes back those that are only kept for
-    /// reuse.
+    /// Leave to make one more instance. Waits for one if all are in use, and takes back those that are only
+    /// kept for reuse.
     pub(crate) async fn instance_permit(&self, bounds: &Bounds) -> Result<OwnedSemaphorePermit, Ended> {
         if let Ok(permit) = Arc::clone(&self.instances).try_acquire_owned() {
             return Ok(permit);

@@ -29,7 +29,8 @@ pub struct Limits {
     pub http_concurrent_max: usize,
     /// Size of one HTTP response's body, in bytes. Default 8 MiB.
     pub http_response_bytes_max: u64,
-    /// Time to connect, TLS included, and get the first byte of a response. Default 30 s; the attempt's deadline holds as well.
+    /// Time to connect, TLS included, and get the first byte of a response. Default 30 s; the attempt's
+    /// deadline holds as well.
     pub http_first_byte_timeout: Duration,
     /// Time between two parts of a response's body. Default 30 s; the attempt's deadline holds as well.
     pub http_between_bytes_timeout: Duration,

@@ -89,7 +89,8 @@ impl log::Host for Session {
     }
 }
 
-/// Cuts a text at a character's edge and takes control characters out: a guest must not write lines in another's name.
+/// Cuts a text at a character's edge and takes control characters out: a guest must not write lines in
+/// another's name.
 fn clean(text: &str, bytes_max: usize) -> String {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {

@@ -89,7 +89,8 @@ pub(crate) fn of_error(error: &wasmtime::Error, session: &Session, instantiated:
         let text = with_last_words(format!("the guest exited with status {status}"), session);
         return of_host(Reason::PANIC, text);
     }
-    // What is left is a guest that breaks the rules of its interfaces: a pointer out of bounds, a text that is none.
+    // What is left is a guest that breaks the rules of its interfaces: a pointer out of bounds, a text that is
+    // none.
     let reason = if instantiated { Reason::TRAP } else { Reason::INSTANTIATION };
     of_host(reason, with_backtrace(&text, error))
 }

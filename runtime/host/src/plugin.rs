@@ -30,8 +30,8 @@ pub struct PluginSpec {
     pub grants: Grants,
     /// What one attempt may use.
     pub limits: Limits,
-    /// Whether an instance serves one message after another, and keeps what it has in memory. Otherwise each message
-    /// gets a fresh one.
+    /// Whether an instance serves one message after another, and keeps what it has in memory. Otherwise each
+    /// message gets a fresh one.
     pub reuse: bool,
     /// Largest body that the plugin may emit, in bytes: what the outbox accepts.
     pub payload_bytes_max: u64,
@@ -105,8 +105,8 @@ impl Plugin {
     /// contract, which show only in an instance.
     ///
     /// # Errors
-    /// [`PluginError::Invalid`] with what the plugin says, [`PluginError::Mismatch`], or [`PluginError::Validate`] if
-    /// it traps or takes too long.
+    /// [`PluginError::Invalid`] with what the plugin says, [`PluginError::Mismatch`], or
+    /// [`PluginError::Validate`] if it traps or takes too long.
     pub async fn validate(&self) -> Result<(), PluginError> {
         match self.check_config().await {
             Ok(Ok(())) => Ok(()),

@@ -46,8 +46,8 @@ impl Ticker {
     }
 
     pub(crate) fn running(&self) -> Running<'_> {
-        // Count before looking at `parked`, as the thread sets `parked` before it looks at the count: one of the two
-        // sees the other.
+        // Count before looking at `parked`, as the thread sets `parked` before it looks at the count: one of
+        // the two sees the other.
         self.shared.running.fetch_add(1, Ordering::SeqCst);
         if self.shared.parked.load(Ordering::SeqCst) && self.shared.parked.swap(false, Ordering::SeqCst) {
             self.thread.unpark();

@@ -168,8 +168,8 @@ pub(crate) fn link(linker: &mut Linker<Session>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-/// WASI's input and output, for as long as the attempt lasts: all that a guest can wait for, HTTP included, it waits
-/// for here.
+/// WASI's input and output, for as long as the attempt lasts: all that a guest can wait for, HTTP included, it
+/// waits for here.
 struct Bounded<'a> {
     table: &'a mut ResourceTable,
     bounds: &'a Bounds,

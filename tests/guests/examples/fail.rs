@@ -1,6 +1,6 @@
 //! Handler that fails as the payload says: `ok`, `retry`, `retry:<n>` (up to attempt n, then success), `throttled`,
-//! `throttled:<ms>`, `reject`, `unknown` or `misconfigured`. The code is the word. Before it fails, it writes effects, so
-//! that a test can see that none of them is committed.
+//! `throttled:<ms>`, `reject`, `unknown` or `misconfigured`. The code is the word. Before it fails, it writes
+//! effects, so that a test can see that none of them is committed.
 
 use std::time::Duration;
 

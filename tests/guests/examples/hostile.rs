@@ -65,8 +65,8 @@ fn take_memory() -> ! {
 }
 
 fn read_outside() -> usize {
-    // SAFETY: none. The last bytes of the address space are never the guest's, so the read traps, which is the point;
-    // no other memory can be reached, because the sandbox has 4 GiB of addresses and checks them.
+    // SAFETY: none. The last bytes of the address space are never the guest's, so the read traps, which is the
+    // point; no other memory can be reached, because the sandbox has 4 GiB of addresses and checks them.
     usize::from(unsafe { black_box(usize::MAX as *const u8).read_volatile() })
 }
 

@@ -1,4 +1,5 @@
-//! Handler that reads the key `n`, a decimal number, and writes the next: a message processed twice, or one lost, shows.
+//! Handler that reads the key `n`, a decimal number, and writes the next: a message processed twice, or one lost,
+//! shows.
 
 use laneway_sdk::prelude::*;
 

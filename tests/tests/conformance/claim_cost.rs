@@ -42,7 +42,7 @@ async fn crowd(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId, r
         // Numbers far from those of messages: the rows need none, as nobody claims them.
         sql.run(&format!(
             "insert into @delivery ({id_column}message_seq, subscription_id, lane, priority, available_at, lease_token, attempt, first_attempt_at)
-             select {id}n, {subscription}, {lane}, {priority}, {due}, {token}, {attempt}, {first} from {}",
+             select {id}n, {subscription}, {lane}, {priority}, {due}, {token}, {attempt}, {first} from {} as numbers",
             numbers(kind * 1_000_000_000)
         )).await;
     }

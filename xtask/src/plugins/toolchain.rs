@@ -1,5 +1,5 @@
-//! Finds a toolchain that can build guests: one that rustup manages, with the target `wasm32-wasip2`, or else Debian's
-//! `rustc-web` with the sources of the standard library.
+//! Finds a toolchain that can build guests: one that rustup manages, with the target `wasm32-wasip2`, or else
+//! Debian's `rustc-web` with the sources of the standard library.
 
 use std::env;
 use std::fmt;
@@ -101,8 +101,8 @@ fn clear_environment(cargo: &mut Command) {
     }
 }
 
-/// Finds a toolchain, installs what is missing if it can, and says on stderr what it does. The directory keeps a note of
-/// what need not be tried again.
+/// Finds a toolchain, installs what is missing if it can, and says on stderr what it does. The directory keeps a
+/// note of what need not be tried again.
 ///
 /// # Errors
 /// If no toolchain can be had; the error says what to install.

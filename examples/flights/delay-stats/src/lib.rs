@@ -1,5 +1,5 @@
-//! Example handler: keeps each carrier's departures, cancellations and minutes of delay, and emits an alert for a flight
-//! that departs more than an hour late.
+//! Example handler: keeps each carrier's departures, cancellations and minutes of delay, and emits an alert for a
+//! flight that departs more than an hour late.
 
 use laneway_sdk::prelude::*;
 

@@ -54,7 +54,8 @@ fn of_v4(address: Ipv4Addr) -> Kind {
         [172, b, ..] if b & 0xf0 == 16 => Kind::Private,
         // Carrier-grade NAT.
         [100, b, ..] if b & 0xc0 == 64 => Kind::Private,
-        // This network, protocol assignments, documentation, 6to4 relays, benchmarks, multicast, reserved, broadcast.
+        // This network, protocol assignments, documentation, 6to4 relays, benchmarks, multicast, reserved,
+        // broadcast.
         [0, ..] | [192, 0, 0, _] | [192, 0, 2, _] | [192, 88, 99, _] | [198, 51, 100, _] | [203, 0, 113, _] => {
             Kind::Unusable
         }

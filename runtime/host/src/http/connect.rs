@@ -90,8 +90,8 @@ async fn connect(uri: &Uri, reach: Reach) -> Result<TcpStream, ConnectError> {
         }
         match TcpStream::connect(address).await {
             Ok(stream) => {
-                // Requests are written whole: waiting for more to send only adds latency. If the option cannot be set,
-                // the connection is slower and no worse.
+                // Requests are written whole: waiting for more to send only adds latency. If the option cannot
+                // be set, the connection is slower and no worse.
                 drop(stream.set_nodelay(true));
                 return Ok(stream);
             }

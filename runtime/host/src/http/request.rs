@@ -171,8 +171,8 @@ fn refused(name: &Name, origin: &str, error: &ConnectError) -> Error {
         ConnectError::Refused { host, address, kind } => {
             tracing::warn!(
                 subscription = %name,
-                "refused a request to {origin}: `{host}` resolves to {address}, which is {}; if that is meant to be, \
-                 grant the address itself, or add: grants.http = [{{ url = \"{origin}\", private = true }}]",
+                "refused a request to {origin}: `{host}` resolves to {address}, which is {}; if that is meant to \
+                 be, grant the address itself, or add: grants.http = [{{ url = \"{origin}\", private = true }}]",
                 kind.as_str()
             );
             Error::DestinationIpProhibited

@@ -7,8 +7,12 @@ use wit_parser::Resolve;
 const WASI: &str = "
 package wasi:io@0.2.0 {
     interface poll { resource pollable { block: func(); } }
-    interface streams { resource output-stream; }
     interface error { resource error; }
+    interface streams {
+        use error.{error};
+        variant stream-error { last-operation-failed(error), closed }
+        resource output-stream { write: func(contents: list<u8>) -> result<_, stream-error>; }
+    }
 }
 package wasi:clocks@0.2.0 {
     interface monotonic-clock {

@@ -3,6 +3,7 @@
 mod contract;
 mod effects;
 mod guest;
+mod log;
 mod outcome;
 mod reuse;
 mod sandbox;

@@ -175,3 +175,13 @@ async fn a_publisher_is_ended_as_a_whole() {
         assert_eq!(retried(invocation).0, Reason::TIMEOUT);
     }
 }
+
+#[tokio::test]
+async fn a_call_that_its_caller_drops_harms_nobody() {
+    let (endless, neighbour) = (handler(&Guest::handler(FOREVER)), handler(&Guest::handler(OK)));
+    for _ in 0..100 {
+        let dropped = tokio::time::timeout(Duration::from_millis(3), run(&endless, call())).await;
+        assert!(dropped.is_err());
+        run(&neighbour, call()).await.result.unwrap();
+    }
+}

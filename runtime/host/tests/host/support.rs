@@ -134,3 +134,30 @@ pub fn retried(invocation: &Invocation) -> (Reason, String) {
         other => panic!("expected a failure to be retried, found {other:?}"),
     }
 }
+
+/// What is logged by this thread.
+#[derive(Clone, Default)]
+pub struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    pub fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
+        let captured = self.clone();
+        let writer = move || captured.clone();
+        tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(writer).finish()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

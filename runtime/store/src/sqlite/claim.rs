@@ -64,15 +64,16 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
                 WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority < hop.priority)
             FROM hop WHERE hop.priority IS NOT NULL
         )
-        SELECT hop.priority, random() & 9223372036854775807, ", now_ms!(), " FROM hop
+        SELECT hop.priority, random() & 9223372036854775807, ",
+        now_ms!(),
+        " FROM hop
         WHERE hop.priority IS NOT NULL AND EXISTS (SELECT 1 FROM laneway_delivery d
             WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority = hop.priority AND d.available_at <= ",
         now_ms!(),
         ")
         ORDER BY hop.priority DESC LIMIT ?3 + 0"
     );
-    let statement =
-        sqlx::query(query).bind(request.subscription.0).bind(request.lane.number()).bind(request.limit);
+    let statement = sqlx::query(query).bind(request.subscription.0).bind(request.lane.number()).bind(request.limit);
     let mut due = None;
     reader
         .each(statement, |row| {
@@ -141,11 +142,19 @@ async fn lease(
             concat!(
                 "-- claim.select
                 SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq, d.attempt,
-                    max(0, ", now_ms!(), " - d.first_attempt_at), m.id, m.topic, m.key, m.content_type,
+                    max(0, ",
+                now_ms!(),
+                " - d.first_attempt_at), m.id, m.topic, m.key, m.content_type,
                     nullif(m.headers, '{}'), m.tenant,
-                    CASE WHEN length(m.payload) <= ", inline_bytes_max!(), " THEN hex(m.payload) END,
-                    ", $processed, "))
-                FROM (SELECT * ", due!(), ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq"
+                    CASE WHEN length(m.payload) <= ",
+                inline_bytes_max!(),
+                " THEN hex(m.payload) END,
+                    ",
+                $processed,
+                "))
+                FROM (SELECT * ",
+                due!(),
+                ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq"
             )
         };
     }
@@ -167,9 +176,15 @@ async fn lease(
     bind_due(&mut script)?;
     script.step(concat!(
         "-- claim.lease
-        UPDATE laneway_delivery SET lease_token = ?, available_at = ", now_ms!(), " + ?, attempt = attempt + 1,
-            first_attempt_at = coalesce(first_attempt_at, ", now_ms!(), ")
-        WHERE id IN (SELECT id ", due!(), ")"
+        UPDATE laneway_delivery SET lease_token = ?, available_at = ",
+        now_ms!(),
+        " + ?, attempt = attempt + 1,
+            first_attempt_at = coalesce(first_attempt_at, ",
+        now_ms!(),
+        ")
+        WHERE id IN (SELECT id ",
+        due!(),
+        ")"
     ));
     script.bind(due.token.0)?;
     script.bind(millis(request.lease))?;
@@ -186,7 +201,9 @@ async fn lease(
         return Err(StoreError::Other("claim was stopped".to_owned()));
     }
     // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.
-    let mut claimed: Vec<Claimed> = serde_json::from_str(&String::from_utf8_lossy(&answer))
+    let answer =
+        String::from_utf8(answer).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let mut claimed: Vec<Claimed> = serde_json::from_str(&answer)
         .map_err(|error| StoreError::Other(format!("claimed deliveries are not readable: {error}")))?;
     claimed.sort_by_key(|claimed| (claimed.due, claimed.seq));
     complete(connections, request, priority, claimed).await
@@ -224,12 +241,7 @@ async fn complete(
 }
 
 /// `None` if the message is gone.
-fn delivery(
-    request: &ClaimRequest,
-    priority: i64,
-    claimed: Claimed,
-    payload: Option<Vec<u8>>,
-) -> Option<Delivery> {
+fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Option<Vec<u8>>) -> Option<Delivery> {
     let message = Message {
         id: MessageId::from_stored(claimed.message?),
         topic: Topic::from_stored(claimed.topic?),

@@ -15,10 +15,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::writer::Writer;
 use super::{SqliteOptions, Synchronous};
 
-/// The database's clock, in milliseconds since 1970: the schema's expression, so that both round alike.
+/// The database's clock, in milliseconds since 1970: the schema's expression, so that both round alike. As a query of
+/// its own, so that SQLite works it out once a statement rather than once a row.
 macro_rules! now_ms {
     () => {
-        "CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER)"
+        "(SELECT CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER))"
     };
 }
 pub(super) use now_ms;
@@ -155,8 +156,11 @@ pub(super) async fn each(
 /// Connects for reading only.
 pub(super) async fn connect_reader(options: &SqliteOptions) -> Result<SqliteConnection, StoreError> {
     // Not opened read-only: the first reader after a crash must be able to recover the WAL.
-    connect(options, common(options).create_if_missing(false).pragma("query_only", "ON").pragma("cache_size", "-8192"))
-        .await
+    connect(
+        options,
+        common(options).create_if_missing(false).pragma("query_only", "ON").pragma("cache_size", "-8192"),
+    )
+    .await
 }
 
 /// Connects for writing.
@@ -164,7 +168,7 @@ pub(super) async fn connect_writer(options: &SqliteOptions) -> Result<SqliteConn
     // After 1,000 pages a commit copies the WAL back: small stalls, and a WAL that a long drain does not grow.
     let writing = common(options)
         .create_if_missing(options.create)
-        .pragma("cache_size", std::env::var("LW_CACHE").unwrap_or("-65536".into()))
+        .pragma("cache_size", "-65536")
         .pragma("wal_autocheckpoint", "1000")
         .pragma("journal_size_limit", "67108864");
     connect(options, writing).await
@@ -191,7 +195,7 @@ fn common(options: &SqliteOptions) -> SqliteConnectOptions {
         .foreign_keys(false)
         .row_buffer_size(ROWS_AHEAD)
         .pragma("temp_store", "MEMORY")
-        .pragma("mmap_size", std::env::var("LW_MMAP").unwrap_or("0".into()))
+        .pragma("mmap_size", "268435456")
         .disable_statement_logging()
 }
 
@@ -228,24 +232,36 @@ pub(super) fn json<T: serde::Serialize + ?Sized>(values: &T) -> Result<String, S
     serde_json::to_string(values).map_err(|error| StoreError::Other(error.to_string()))
 }
 
+const HEX_DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+
 /// Bytes as they travel in JSON; SQLite's `unhex()` reads them.
 pub(super) fn to_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 15)]);
     let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(digit(byte >> 4));
-        text.push(digit(*byte));
+    for &byte in bytes {
+        text.push(char::from(HEX_DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(HEX_DIGITS[usize::from(byte & 15)]));
     }
     text
 }
 
 /// Reads what SQLite's `hex()` wrote; `None` if it is nothing of the kind.
 pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
+    /// The value of each digit, 255 of what is none.
+    const VALUES: [u8; 256] = {
+        let mut values = [255; 256];
+        let mut value = 0;
+        while value < 16 {
+            values[HEX_DIGITS[value as usize] as usize] = value;
+            value += 1;
+        }
+        values
     };
-    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+    let mut bytes = Vec::with_capacity(text.len() / 2);
+    let mut all = 0;
+    for pair in text.as_bytes().as_chunks::<2>().0 {
+        let (high, low) = (VALUES[usize::from(pair[0])], VALUES[usize::from(pair[1])]);
+        all |= high | low;
+        bytes.push(high << 4 | low & 15);
+    }
+    (all < 16 && text.len().is_multiple_of(2)).then_some(bytes)
 }

@@ -86,7 +86,9 @@ pub(super) fn insert<'a>(
         INSERT INTO laneway_message
             (id, topic, key, priority, content_type, headers, tenant, available_at, payload)
         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, coalesce(value ->> 5, '{}'),
-            value ->> 6, value ->> 7 + ", now_ms!(), ", unhex(value ->> 8)
+            value ->> 6, value ->> 7 + ",
+        now_ms!(),
+        ", unhex(value ->> 8)
         FROM json_each(?) WHERE true
         ON CONFLICT (id) DO NOTHING"
     ));

@@ -23,7 +23,9 @@ pub(super) async fn renew(
         let ids = json(&renewal.deliveries)?;
         let query = concat!(
             "-- lease.renew
-            UPDATE laneway_delivery SET available_at = ", now_ms!(), " + ?1
+            UPDATE laneway_delivery SET available_at = ",
+            now_ms!(),
+            " + ?1
             WHERE lease_token = ?2 AND id IN (SELECT value FROM json_each(?3))"
         );
         let statement = sqlx::query(query).bind(millis(renewal.lease)).bind(renewal.token.0).bind(ids.as_str());
@@ -66,7 +68,11 @@ pub(super) async fn next_due(
         )
         SELECT min((SELECT min(d.available_at) FROM laneway_delivery d
             WHERE d.subscription_id = ?1 AND d.lane = hop.lane AND d.priority = hop.priority
-            AND d.available_at > ", now_ms!(), ")) - ", now_ms!(), "
+            AND d.available_at > ",
+        now_ms!(),
+        ")) - ",
+        now_ms!(),
+        "
         FROM hop WHERE hop.priority IS NOT NULL"
     );
     let statement = sqlx::query(query).bind(subscription.0);

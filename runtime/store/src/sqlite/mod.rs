@@ -10,6 +10,8 @@ mod lease;
 mod schema;
 mod settle;
 mod state;
+#[cfg(test)]
+mod tests;
 mod topology;
 mod view;
 mod wake;

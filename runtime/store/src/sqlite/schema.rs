@@ -82,17 +82,20 @@ async fn bring_up_to_date(connection: &mut SqliteConnection) -> Result<Migrated,
 /// Version of our schema in the file; 0 if it has no tables of ours.
 async fn version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
     // schema.tables
-    let tables: Vec<String> =
-        sqlx::query_scalar(r"SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'laneway\_%' ESCAPE '\'")
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(classify)?;
+    let tables: Vec<String> = sqlx::query_scalar(
+        r"SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'laneway\_%' ESCAPE '\'",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(classify)?;
     if tables.iter().any(|table| table == "laneway_migration") {
         // schema.version
         return sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM laneway_migration WHERE success")
             .fetch_one(connection)
             .await
-            .map_err(|error| StoreError::NotOurs(format!("table laneway_migration is not as we write it: {error}")));
+            .map_err(|error| {
+                StoreError::NotOurs(format!("table laneway_migration is not as we write it: {error}"))
+            });
     }
     match tables.first() {
         None => Ok(0),
@@ -103,10 +106,12 @@ async fn version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
 /// Readers and the writer do not wait for each other in WAL mode. The mode is the file's, and lasts.
 async fn use_wal(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     // schema.wal
-    let row = sqlx::query("SELECT (SELECT encoding FROM pragma_encoding), (SELECT journal_mode FROM pragma_journal_mode)")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(classify)?;
+    let row = sqlx::query(
+        "SELECT (SELECT encoding FROM pragma_encoding), (SELECT journal_mode FROM pragma_journal_mode)",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(classify)?;
     let encoding: String = row.try_get(0).map_err(classify)?;
     if encoding != "UTF-8" {
         return Err(StoreError::NotOurs(format!("its text is stored as {encoding}; only UTF-8 is supported")));

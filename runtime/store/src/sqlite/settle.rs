@@ -175,7 +175,9 @@ fn mark(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreErr
     script.step(concat!(
         "-- settle.mark
         INSERT INTO laneway_marker (subscription_id, message_id, processed_at)
-        SELECT CAST(s.key AS INTEGER), m.value, ", now_ms!(), "
+        SELECT CAST(s.key AS INTEGER), m.value, ",
+        now_ms!(),
+        "
         FROM json_each(?) s CROSS JOIN json_each(s.value) m WHERE true
         ON CONFLICT (subscription_id, message_id) DO NOTHING"
     ));
@@ -204,7 +206,9 @@ fn retry(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreEr
     script.step(concat!(
         "-- settle.retry
         UPDATE laneway_delivery AS d SET
-            available_at = ", now_ms!(), " + r.delay,
+            available_at = ",
+        now_ms!(),
+        " + r.delay,
             lease_token = NULL,
             attempt = CASE WHEN r.counted THEN d.attempt ELSE max(d.attempt - 1, 0) END,
             first_attempt_at = CASE WHEN r.counted OR d.attempt > 1 THEN d.first_attempt_at END,
@@ -240,7 +244,9 @@ fn copy_dead(script: &mut Script, settlements: &[&Settlement]) -> Result<(), Sto
         INSERT INTO laneway_dead_letter (message_seq, message_id, subscription_id, lane, priority, reason, error,
             attempts, first_attempt_at, failed_at, plugin)
         SELECT d.message_seq, e.value ->> 5, d.subscription_id, d.lane, d.priority, e.value ->> 2, e.value ->> 3,
-            d.attempt, d.first_attempt_at, ", now_ms!(), ", e.value ->> 4
+            d.attempt, d.first_attempt_at, ",
+        now_ms!(),
+        ", e.value ->> 4
         FROM json_each(?) e CROSS JOIN laneway_delivery d
         WHERE d.id = e.value ->> 0 AND d.lease_token = e.value ->> 1"
     ));
@@ -250,8 +256,7 @@ fn copy_dead(script: &mut Script, settlements: &[&Settlement]) -> Result<(), Sto
 
 /// Positions whose lease does not hold.
 async fn find_lost(reader: &mut Reader, group: &[Settlement]) -> Result<Vec<usize>, StoreError> {
-    let pairs: Vec<[i64; 2]> =
-        group.iter().map(|settlement| [settlement.delivery.0, settlement.token.0]).collect();
+    let pairs: Vec<[i64; 2]> = group.iter().map(|settlement| [settlement.delivery.0, settlement.token.0]).collect();
     let query = "-- settle.find_lost
         SELECT p.key FROM json_each(?) p WHERE NOT EXISTS (
             SELECT 1 FROM laneway_delivery d WHERE d.id = p.value ->> 0 AND d.lease_token = p.value ->> 1
@@ -295,11 +300,7 @@ async fn find_duplicates(
 }
 
 /// Runs a query that answers positions in the array that it is given.
-async fn positions(
-    reader: &mut Reader,
-    query: &'static str,
-    array: String,
-) -> Result<Vec<usize>, StoreError> {
+async fn positions(reader: &mut Reader, query: &'static str, array: String) -> Result<Vec<usize>, StoreError> {
     let position = |row: &sqlx::sqlite::SqliteRow| row.try_get::<i64, _>(0);
     let positions = reader.all(sqlx::query(query).bind(array), position).await?;
     Ok(positions.into_iter().filter_map(|position| usize::try_from(position).ok()).collect())

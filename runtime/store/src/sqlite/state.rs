@@ -111,10 +111,7 @@ pub(super) fn write(script: &mut Script, keys: &[KeyChange]) -> Result<(), Store
 }
 
 /// Adds to counters, each once.
-pub(super) fn add<'a>(
-    script: &mut Script,
-    adds: impl Iterator<Item = &'a CounterAdd>,
-) -> Result<(), StoreError> {
+pub(super) fn add<'a>(script: &mut Script, adds: impl Iterator<Item = &'a CounterAdd>) -> Result<(), StoreError> {
     let mut sums: BTreeMap<(&str, &str), i64> = BTreeMap::new();
     for add in adds {
         let sum = sums.entry((add.namespace.as_str(), &add.key)).or_default();
@@ -135,6 +132,7 @@ pub(super) fn add<'a>(
             ELSE (value - 9223372036854775807 - 1) + (excluded.value - 9223372036854775807 - 1)
         END",
     );
-    let rows: Vec<(&str, &str, i64)> = sums.into_iter().map(|((namespace, key), sum)| (namespace, key, sum)).collect();
+    let rows: Vec<(&str, &str, i64)> =
+        sums.into_iter().map(|((namespace, key), sum)| (namespace, key, sum)).collect();
     script.bind(json(&rows)?)
 }

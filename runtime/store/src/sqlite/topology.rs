@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use laneway_core::{
-    AppliedTopology, Name, Segment, StoreError, Subscription, SubscriptionId, Topology, TopicPattern,
+    AppliedTopology, Name, Segment, StoreError, Subscription, SubscriptionId, TopicPattern, Topology,
 };
 use sqlx::Row;
 
@@ -92,7 +92,9 @@ pub(super) async fn apply(connections: &Connections, topology: &Topology) -> Res
     }
     let query = concat!(
         "-- topology.insert
-        INSERT INTO laneway_topology (canonical, applied_at) VALUES (?, ", now_ms!(), ")"
+        INSERT INTO laneway_topology (canonical, applied_at) VALUES (?, ",
+        now_ms!(),
+        ")"
     );
     transaction.execute(sqlx::query(query).bind(canonical)).await?;
     limit_payloads(&mut transaction, topology.payload_bytes_max).await?;

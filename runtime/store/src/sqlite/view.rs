@@ -36,9 +36,8 @@ pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
     let query = "-- view.totals
         SELECT (SELECT max(revision) FROM laneway_topology), (SELECT count(*) FROM laneway_message),
             (SELECT count(*) FROM laneway_unrouted)";
-    let totals = reader
-        .optional(sqlx::query(query), |row| Ok((row.try_get(0)?, count(row, 1)?, count(row, 2)?)))
-        .await?;
+    let totals =
+        reader.optional(sqlx::query(query), |row| Ok((row.try_get(0)?, count(row, 1)?, count(row, 2)?))).await?;
     let (topology_revision, messages, unrouted) = totals.unwrap_or_default();
     let mut lanes = lanes(reader).await?;
     let query = "-- view.subscriptions
@@ -88,7 +87,9 @@ async fn lanes(reader: &mut Reader) -> Result<HashMap<(i64, Lane), LaneStatus>, 
             sum(d.available_at > c.now AND d.lease_token IS NOT NULL),
             sum(d.available_at > c.now AND d.lease_token IS NULL),
             (c.now - min(CASE WHEN d.available_at <= c.now THEN d.available_at END)) / 1000.0
-        FROM (SELECT ", now_ms!(), " AS now) c CROSS JOIN laneway_delivery d INDEXED BY laneway_delivery_due
+        FROM (SELECT ",
+        now_ms!(),
+        " AS now) c CROSS JOIN laneway_delivery d INDEXED BY laneway_delivery_due
         GROUP BY d.subscription_id, d.lane"
     );
     let rows = reader
@@ -135,22 +136,23 @@ fn message_view(row: &SqliteRow) -> Decoded<MessageView> {
 }
 
 /// Lists messages, newest first.
-pub(super) async fn messages(
-    reader: &mut Reader,
-    filter: &MessageFilter,
-) -> Result<Vec<MessageView>, StoreError> {
+pub(super) async fn messages(reader: &mut Reader, filter: &MessageFilter) -> Result<Vec<MessageView>, StoreError> {
     // Each walks what is sure to be short for its status, from the newest on, and stops at the limit.
     let query = match filter.status {
         None | Some(MessageStatus::Processed) => concat!(
             "-- view.messages
-            SELECT ", message_columns!(), "
+            SELECT ",
+            message_columns!(),
+            "
             FROM laneway_message m CROSS JOIN laneway_message_status v ON v.seq = m.seq
             WHERE (?1 IS NULL OR v.status = ?1) AND (?2 IS NULL OR m.topic = ?2)
             ORDER BY m.seq DESC LIMIT ?3 + 0"
         ),
         Some(MessageStatus::Pending | MessageStatus::Processing) => concat!(
             "-- view.messages_owed
-            SELECT ", message_columns!(), "
+            SELECT ",
+            message_columns!(),
+            "
             FROM laneway_delivery d CROSS JOIN laneway_message m ON m.seq = d.message_seq
             CROSS JOIN laneway_message_status v ON v.seq = m.seq
             WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
@@ -160,7 +162,9 @@ pub(super) async fn messages(
         ),
         Some(MessageStatus::Failed) => concat!(
             "-- view.messages_failed
-            SELECT ", message_columns!(), "
+            SELECT ",
+            message_columns!(),
+            "
             FROM (SELECT DISTINCT message_seq FROM laneway_dead_letter) f
             CROSS JOIN laneway_message m ON m.seq = f.message_seq
             CROSS JOIN laneway_message_status v ON v.seq = m.seq
@@ -179,7 +183,9 @@ pub(super) async fn messages(
 pub(super) async fn message(reader: &mut Reader, id: &MessageId) -> Result<Option<MessageView>, StoreError> {
     let query = concat!(
         "-- view.message
-        SELECT ", message_columns!(), ", CAST(m.payload AS BLOB)
+        SELECT ",
+        message_columns!(),
+        ", CAST(m.payload AS BLOB)
         FROM laneway_message m CROSS JOIN laneway_message_status v ON v.seq = m.seq WHERE m.id = ?"
     );
     let found = reader
@@ -269,7 +275,9 @@ pub(super) async fn heartbeat(connections: &Connections, node: &Name) -> Result<
     let mut script = Script::new();
     script.step(concat!(
         "-- view.heartbeat
-        INSERT INTO laneway_node (name, seen_at) VALUES (?, ", now_ms!(), ")
+        INSERT INTO laneway_node (name, seen_at) VALUES (?, ",
+        now_ms!(),
+        ")
         ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"
     ));
     script.bind(node.as_str())?;
