@@ -39,7 +39,8 @@ pub fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds the runtime and the producer of the flights example, which the demo and the tests run.
+/// Builds the workspace's programs, which the demo and the tests run. All of them at once: dependencies then have the
+/// same features as in the tests, and are built once.
 pub fn build_programs() -> Result<()> {
     succeed(&mut cargo(&["build", "--locked", "--workspace", "--bins"])?)
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: the flights example from a fresh clone, with a kill -9 in the middle, compared with the CSV.
 
 mod flights;
+mod kills;
 mod node;
 mod receiver;
 mod stage;
@@ -14,6 +15,7 @@ use anyhow::{Result, bail, ensure};
 
 use self::{
     flights::{Carriers, Expected},
+    kills::Kills,
     node::Node,
     receiver::{Received, Receiver},
     stage::{Interrupt, Stage},
@@ -41,6 +43,12 @@ pub struct DemoArgs {
     /// Other flights, as a CSV of the same columns
     #[arg(long, value_name = "FILE", conflicts_with = "rows")]
     csv: Option<PathBuf>,
+    /// Kill nodes so many times at random moments, starting each again
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    kills: Option<u32>,
+    /// What decides on the moments of --kills; printed by each run, to repeat it
+    #[arg(long, requires = "kills")]
+    seed: Option<u64>,
     /// Keep the temporary directory: configuration, logs and SQLite file
     #[arg(long)]
     keep: bool,
@@ -106,7 +114,15 @@ pub fn run(args: &DemoArgs) -> Result<()> {
         csv.display(),
         expected.late.len()
     );
-    let outcome = act(&stage, &csv, &expected, args.postgres, &receiver);
+    let outcome = match args.kills {
+        None => act(&stage, &csv, &expected, args.postgres, &receiver),
+        Some(count) => {
+            stage.expect_kills()?;
+            let seed = args.seed.unwrap_or_else(laneway_testing::seed);
+            let kills = Kills { count, seed, two: args.postgres };
+            kills::act(&stage, &csv, &expected, &kills, &receiver)
+        }
+    };
     let closed = stage.close(args.keep);
     let run = outcome?;
     closed?;
@@ -256,4 +272,49 @@ fn print_throughput(run: &Run, flights: i64) {
         line("in all, with the kill and its leases", flights, handled_at);
     }
     println!("  {:<36} {:>26.2} s", "until the last alert was settled", run.settled_at.as_secs_f64());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{flights::Stats, *};
+
+    fn expected() -> Expected {
+        let carriers =
+            Carriers::from([("UA".to_owned(), Stats { departures: 2, cancelled: 0, delay_minutes: 99 })]);
+        Expected { flights: 2, carriers, late: BTreeSet::from([7]) }
+    }
+
+    fn good_run() -> Run {
+        Run {
+            killed: (1, Duration::from_secs(1)),
+            handled_at: Some(Duration::from_secs(2)),
+            settled_at: Duration::from_secs(3),
+            dead_letters: 0,
+            carriers: expected().carriers,
+            received: Received { posts: 3, ids: 1, flights: BTreeSet::from([7]), refused: 0 },
+        }
+    }
+
+    fn verdict(spoil: impl FnOnce(&mut Run)) -> String {
+        let mut run = good_run();
+        spoil(&mut run);
+        conclude(&run, &expected()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn duplicates_under_one_id_are_no_fault() {
+        conclude(&good_run(), &expected()).unwrap();
+    }
+
+    #[test]
+    fn whatever_differs_is_a_fault_and_is_named() {
+        assert!(verdict(|run| run.carriers.clear()).contains("tables differ"));
+        assert!(verdict(|run| run.received.ids = 2).contains("2 distinct ids for 1 late flights"));
+        assert!(verdict(|run| run.received.flights.clear()).contains("1 flights missing"));
+        assert!(verdict(|run| run.received.flights = BTreeSet::from([7, 8])).contains("1 unexpected"));
+        assert!(verdict(|run| run.received.refused = 1).contains("no alerts"));
+        assert!(verdict(|run| run.dead_letters = 1).contains("dead letters"));
+    }
 }

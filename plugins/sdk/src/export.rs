@@ -42,10 +42,10 @@ macro_rules! handler {
             }
 
             #[cfg(target_family = "wasm")]
-            $crate::bindings::export_handler!(Plugin with_types_in $crate::bindings);
+            $crate::bindings::export_handler! { Plugin with_types_in $crate::bindings }
             // Elsewhere nothing is exported, and the function would count as unused.
             #[cfg(not(target_family = "wasm"))]
-    const _: fn($crate::Message, $crate::Attempt) -> $crate::export::Handled =
+            const _: fn($crate::Message, $crate::Attempt) -> $crate::export::Handled =
                 <Plugin as $crate::bindings::exports::laneway::plugin::handler::Guest>::handle;
         };
         $crate::__lifecycle!($validate);
@@ -96,7 +96,7 @@ macro_rules! publisher {
             }
 
             #[cfg(target_family = "wasm")]
-            $crate::bindings::publishing::export_publisher!(Plugin with_types_in $crate::bindings::publishing);
+            $crate::bindings::publishing::export_publisher! { Plugin with_types_in $crate::bindings::publishing }
             #[cfg(not(target_family = "wasm"))]
             const _: fn($crate::export::Batch) -> $crate::export::Published =
                 <Plugin as $crate::bindings::publishing::exports::laneway::plugin::publisher::Guest>::publish;
@@ -119,7 +119,7 @@ macro_rules! __lifecycle {
             }
 
             #[cfg(target_family = "wasm")]
-    $crate::bindings::deploying::export_lifecycle!(Plugin with_types_in $crate::bindings::deploying);
+            $crate::bindings::deploying::export_lifecycle! { Plugin with_types_in $crate::bindings::deploying }
             #[cfg(not(target_family = "wasm"))]
             const _: fn() -> $crate::export::Validated =
                 <Plugin as $crate::bindings::deploying::exports::laneway::plugin::lifecycle::Guest>::validate;

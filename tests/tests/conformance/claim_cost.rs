@@ -51,31 +51,39 @@ async fn crowd(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId, r
     }
 }
 
-/// Pages of the deliveries, the rows' and the indexes', that one node reads to claim once, from memory or not. The counts
-/// of a session are complete when it has ended, so the node lives for this claim only.
+/// Pages of the deliveries, the rows' and the indexes', that one node reads to claim once, from memory or not. A session's
+/// counts are complete when it has ended, so the node lives for this claim only.
 async fn pages_of_a_claim(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId) -> i64 {
     let pages = "select heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit
         from pg_statio_user_tables where schemaname = 'laneway' and relname = 'delivery'";
-    let nodes = "select count(*) from pg_stat_activity
-        where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'";
-    let end_all = "select pg_terminate_backend(pid) from pg_stat_activity
-        where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'";
-    sql.run(end_all).await;
-    wait_for(sql, nodes, 0).await;
+    // The fixture's own node connects again, but has nothing more to count.
+    end_sessions(sql, "true").await;
     let before = sql.number(pages).await;
-    let node = fixture.another_node().await;
-    let batch =
-        node.claim(ClaimRequest { limit: DUE, ..request(subscription) }).await.unwrap().expect("something is due");
+    let node = fixture.another_node_named("probe").await;
+    let claim = ClaimRequest { limit: DUE, ..request(subscription) };
+    let batch = node.claim(claim).await.unwrap().expect("something is due");
     assert_eq!(batch.deliveries.len(), DUE as usize);
     drop(node);
-    sql.run(end_all).await;
-    wait_for(sql, nodes, 0).await;
+    end_sessions(sql, "application_name = 'probe'").await;
     let spent = sql.number(pages).await - before;
-    let store = fixture.another_node().await;
     let release: Vec<_> =
         (0..batch.deliveries.len()).map(|position| settlement(&batch, position, Verdict::RELEASE)).collect();
-    store.settle(&release).await.unwrap();
+    fixture.settle_all(&release).await;
     spent
+}
+
+/// Ends sessions of this database and waits until they are gone, and counted.
+async fn end_sessions(sql: &mut Sql, which: &str) {
+    let which = format!(
+        "datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend' and ({which})"
+    );
+    let pids = sql.texts(&format!("select pid::text from pg_stat_activity where {which}")).await;
+    if pids.is_empty() {
+        return;
+    }
+    let these = format!("pid in ({})", pids.join(", "));
+    sql.run(&format!("select pg_terminate_backend(pid) from pg_stat_activity where {which} and {these}")).await;
+    wait_for(sql, &format!("select count(*) from pg_stat_activity where {which} and {these}"), 0).await;
 }
 
 async fn wait_for(sql: &mut Sql, number: &str, wanted: i64) {

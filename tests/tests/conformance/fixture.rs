@@ -111,6 +111,13 @@ impl Fixture {
         self.storage().open().await.unwrap()
     }
 
+    /// The same, under a name that PostgreSQL shows for its sessions.
+    pub async fn another_node_named(&self, name: &str) -> Arc<dyn Store> {
+        let Database::Postgres(database) = &self.database else { return self.another_node().await };
+        let storage = Storage::parse(&format!("{}?application_name={name}", database.url)).unwrap();
+        storage.open().await.unwrap()
+    }
+
     /// Connects as a plain client.
     pub async fn sql(&self) -> Sql {
         match &self.database {

@@ -38,6 +38,11 @@ impl Node {
         Ok(Self { name: name.to_owned(), child, log })
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Whether it has ended.
     pub fn ended(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_some())

@@ -123,6 +123,24 @@ impl Stage {
         Node::start("producer", self.producer().arg("--csv").arg(csv), self.directory.path())
     }
 
+    /// Starts the producer with so many flights a second.
+    pub fn start_producer_at(&self, csv: &Path, pace: u32) -> Result<Node> {
+        let mut command = self.producer();
+        command.arg("--csv").arg(csv).args(["--pace", &pace.to_string()]);
+        Node::start("producer", &mut command, self.directory.path())
+    }
+
+    /// Readies the configuration for many kills: short leases, and attempts enough for messages that are hit often.
+    pub fn expect_kills(&self) -> Result<()> {
+        let text = fs::read_to_string(&self.config)?;
+        let text = text
+            .replace("lease = \"5s\"", "lease = \"1s\"")
+            .replace("concurrency = 8", "concurrency = 8\nretry = { max_attempts = 1000 }")
+            .replace("base = \"100ms\"", "base = \"100ms\"\nmax_attempts = 1000");
+        ensure!(text.matches("max_attempts = 1000").count() == 2, "the configuration of the example has changed");
+        fs::write(&self.config, text).context("failed to write the configuration")
+    }
+
     /// Starts a program that ends when so many flights are handled.
     pub fn watch(&self, flights: i64, patience: Duration) -> Result<Node> {
         let mut command = Command::new(&self.producer);
