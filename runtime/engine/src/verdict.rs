@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use laneway_core::{ErrorText, Failure, PluginDigest, Reason, RetryDecision, Subscription, Verdict};
+use laneway_core::{
+    ErrorText, Failure, PluginDigest, Reason, RetryDecision, Subscription, SubscriptionKind, Verdict,
+};
 
 /// Pause of a subscription whose destination asked for one without saying how long.
 const THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
@@ -64,6 +66,13 @@ pub(crate) fn rule(
             },
             pause: Some(MISCONFIGURED_PAUSE),
         },
+        // What a publisher was sending may be out: the next attempt must know that there was one before it.
+        Failure::Interrupted
+            if subscription.kind == SubscriptionKind::Publisher && attempt < subscription.retry.attempts_max() =>
+        {
+            let error = Some(ErrorText::new("interrupted while the node was stopping"));
+            Verdict::Retry { delay: Duration::ZERO, counted: true, error }.into()
+        }
         Failure::Interrupted => Verdict::RELEASE.into(),
         Failure::Stale => return None,
     })
@@ -88,7 +97,7 @@ pub(crate) fn rule_unstarted(subscription: &Subscription, attempt: u32) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use laneway_core::{Name, Priority, RetryPolicy, SubscriptionKind, TopicPattern};
+    use laneway_core::{Name, Priority, RetryPolicy, TopicPattern};
 
     use super::*;
 
@@ -142,6 +151,18 @@ mod tests {
         assert!(matches!(ruled(&retrying, failure.clone(), 1).verdict, Verdict::Retry { counted: true, .. }));
         let reviewing = Subscription { review_unknown_outcome: true, ..retrying };
         assert!(matches!(ruled(&reviewing, failure, 1).verdict, Verdict::DeadLetter { .. }));
+    }
+
+    #[test]
+    fn an_interrupted_publisher_is_told_of_the_attempt_and_an_interrupted_handler_has_had_none() {
+        let publisher = subscription();
+        assert!(matches!(
+            ruled(&publisher, Failure::Interrupted, 1).verdict,
+            Verdict::Retry { counted: true, delay: Duration::ZERO, .. }
+        ));
+        assert_eq!(ruled(&publisher, Failure::Interrupted, 2).verdict, Verdict::RELEASE);
+        let handler = Subscription { kind: SubscriptionKind::Handler, ..publisher };
+        assert_eq!(ruled(&handler, Failure::Interrupted, 1).verdict, Verdict::RELEASE);
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Plugin {
                 let failure = outcome::of_host(Reason::HOST, "the plugin answered another question");
                 vec![Err(failure); calls.len()]
             }
-            Err(failure) => vec![Err(failure); calls.len()],
+            Err(failure) => vec![Err(outcome::maybe_sent(failure)); calls.len()],
         };
         // Each message bears its share, so that sums over messages are right.
         let share = began.elapsed() / u32::try_from(calls.len()).unwrap_or(u32::MAX);

@@ -48,6 +48,16 @@ pub(crate) fn of_host(reason: Reason, error: impl Into<String>) -> Failure {
     Failure::Retry { reason, error: ErrorText::new(error) }
 }
 
+/// A publisher's failure that the host found: what it was forwarding may be out already.
+pub(crate) fn maybe_sent(failure: Failure) -> Failure {
+    match failure {
+        Failure::Retry { reason, error } if reason != Reason::INSTANTIATION => {
+            Failure::UnknownOutcome { reason, error }
+        }
+        failure => failure,
+    }
+}
+
 /// Why the host ended the guest, or did not let it go on.
 pub(crate) fn of_ended(ended: &Ended) -> Failure {
     let reason = match ended {
@@ -56,7 +66,9 @@ pub(crate) fn of_ended(ended: &Ended) -> Failure {
         Ended::Timeout => Reason::TIMEOUT,
         Ended::EffectLimit(_) => Reason::EFFECT_LIMIT,
         Ended::LogFlood(_) => Reason::LOG_LIMIT,
-        Ended::State(_) | Ended::NoMessage => Reason::HOST,
+        // The database's trouble is not the message's: wait for it, and count no attempt.
+        Ended::State(_) => return Failure::Throttled { after: None, error: ErrorText::new(ended.to_string()) },
+        Ended::NoMessage => Reason::HOST,
     };
     of_host(reason, ended.to_string())
 }

@@ -100,11 +100,14 @@ async fn a_message_that_cannot_be_sent_is_refused_without_a_trap() {
 }
 
 #[tokio::test]
-async fn a_state_that_cannot_be_read_ends_the_attempt_as_the_hosts_fault() {
+async fn a_state_that_cannot_be_read_pauses_and_counts_no_attempt() {
     let state = Arc::new(MemoryState { broken: true, ..MemoryState::default() });
-    let (reason, text) = retried(&run(&handler(&guest(&format!("{GET} {OK}"))), call_on(state)).await);
-    assert_eq!(reason, Reason::HOST);
-    assert!(text.contains("the disk is on fire"), "{text}");
+    match run(&handler(&guest(&format!("{GET} {OK}"))), call_on(state)).await.result {
+        Err(Failure::Throttled { after: None, error }) => {
+            assert!(error.as_str().contains("the disk is on fire"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
