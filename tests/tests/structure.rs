@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Which of the workspace's crates each may use, in whatever kind of dependency. A crate that is not here is refused.
+/// Which of the workspace's crates each may use, in whatever kind of dependency. A crate that is not here is
+/// refused.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("laneway-core", &[]),
     ("laneway-store", &["laneway-core"]),

@@ -96,8 +96,8 @@ impl FaultyStore {
         Self::random(inner, 0, Odds::default())
     }
 
-    /// A store with random faults. The order of concurrent calls decides which of them fails, so a seed replays a run
-    /// exactly only where the calls come in one order.
+    /// A store with random faults. The order of concurrent calls decides which of them fails, so a seed replays a
+    /// run exactly only where the calls come in one order.
     #[must_use]
     pub fn random(inner: Arc<dyn Store>, seed: u64, odds: Odds) -> Self {
         let plan = Plan { script: Vec::new(), random: Random::new(seed), odds, only: None, calls: HashMap::new() };

@@ -5,8 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 /// Seed of random tests, if set; else each run draws its own.
 const SEED: &str = "LANEWAY_TEST_SEED";
 
-/// The seed of this run: `LANEWAY_TEST_SEED` if it is set, else a fresh one. Prints `seed=...`, which the test runner
-/// shows when the test fails.
+/// The seed of this run: `LANEWAY_TEST_SEED` if it is set, else a fresh one. Prints `seed=...`, which the test
+/// runner shows when the test fails.
 ///
 /// # Panics
 /// If `LANEWAY_TEST_SEED` is no number.
@@ -21,7 +21,8 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// A small generator (SplitMix64). Its sequence is fixed, so that seeds stay good across versions of any dependency.
+/// A small generator (SplitMix64). Its sequence is fixed, so that seeds stay good across versions of any
+/// dependency.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 

@@ -1,5 +1,5 @@
-//! Many workers on two nodes with short leases, calls that fail and answers that get lost. Nothing here is scripted but the
-//! odds; what must hold is that each message has its effect exactly once for each subscription.
+//! Many workers on two nodes with short leases, calls that fail and answers that get lost. Nothing here is scripted
+//! but the odds; what must hold is that each message has its effect exactly once for each subscription.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,7 +73,8 @@ conformance! {
         let odds = Odds { before: 0.05, after: 0.1, delay: 0.1, delay_max: LEASE };
         let mut nodes = Vec::new();
         for store in [Arc::clone(&fixture.store), fixture.another_node().await] {
-            let faulty = FaultyStore::random(store, random.next(), odds).only(&[Operation::Claim, Operation::Settle]);
+            let faulty =
+                FaultyStore::random(store, random.next(), odds).only(&[Operation::Claim, Operation::Settle]);
             nodes.push(Arc::new(faulty));
         }
         let stop = Arc::new(AtomicBool::new(false));
@@ -105,7 +106,10 @@ conformance! {
         assert!(nodes.iter().all(|node| node.injected() > 0), "no fault was injected");
         assert_eq!(fixture.counter("all").await, 2 * MESSAGES as i64);
         let mut sql = fixture.sql().await;
-        assert_eq!(sql.number("select count(*) from @counter where key <> 'all' and value = 1").await, 2 * MESSAGES as i64);
+        assert_eq!(
+            sql.number("select count(*) from @counter where key <> 'all' and value = 1").await,
+            2 * MESSAGES as i64
+        );
         assert_eq!(sql.count("marker").await, 2 * MESSAGES as i64);
     }
 }

@@ -15,15 +15,16 @@ fn bystanders() -> u64 {
     if std::env::var("LANEWAY_TEST_FULL").as_deref() == Ok("1") { 1_000_000 } else { 20_000 }
 }
 
-/// Puts rows of three kinds into the subscription: delayed, leased, and due in the other lane. The delayed and leased ones
-/// have the five named priorities, so that they stand on all sides of what is due.
+/// Puts rows of three kinds into the subscription: delayed, leased, and due in the other lane. The delayed and
+/// leased ones have the five named priorities, so that they stand on all sides of what is due.
 async fn crowd(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId, rows: u64) {
     let hour = sql.span(HOUR);
     let numbers = |from: u64| {
         let to = from + rows - 1;
         if fixture.is_sqlite() {
             format!(
-                "(with recursive n(n) as (select {from} union all select n + 1 from n where n < {to}) select n from n)"
+                "(with recursive n(n) as (select {from} union all select n + 1 from n where n < {to})
+                 select n from n)"
             )
         } else {
             format!("(select n from generate_series({from}, {to}) n)")
@@ -41,8 +42,10 @@ async fn crowd(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId, r
         let token = if leased || fixture.is_sqlite() { token.to_owned() } else { "null::bigint".to_owned() };
         // Numbers far from those of messages: the rows need none, as nobody claims them.
         sql.run(&format!(
-            "insert into @delivery ({id_column}message_seq, subscription_id, lane, priority, available_at, lease_token, attempt, first_attempt_at)
-             select {id}n, {subscription}, {lane}, {priority}, {due}, {token}, {attempt}, {first} from {} as numbers",
+            "insert into @delivery ({id_column}message_seq, subscription_id, lane, priority, available_at, lease_token,
+                 attempt, first_attempt_at)
+             select {id}n, {subscription}, {lane}, {priority}, {due}, {token}, {attempt}, {first}
+             from {} as numbers",
             numbers(kind * 1_000_000_000)
         )).await;
     }
@@ -51,8 +54,8 @@ async fn crowd(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId, r
     }
 }
 
-/// Pages of the deliveries, the rows' and the indexes', that one node reads to claim once, from memory or not. A session's
-/// counts are complete when it has ended, so the node lives for this claim only.
+/// Pages of the deliveries, the rows' and the indexes', that one node reads to claim once, from memory or not. A
+/// session's counts are complete when it has ended, so the node lives for this claim only.
 async fn pages_of_a_claim(fixture: &Fixture, sql: &mut Sql, subscription: SubscriptionId) -> i64 {
     let pages = "select heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit
         from pg_statio_user_tables where schemaname = 'laneway' and relname = 'delivery'";
@@ -118,8 +121,8 @@ async fn a_claim_reads_no_more_pages_beside_rows_that_are_not_due() {
     .await;
 }
 
-/// On SQLite pages cannot be counted from outside, so this holds the time; it is of another order where rows are stepped
-/// over.
+/// On SQLite pages cannot be counted from outside, so this holds the time; it is of another order where rows are
+/// stepped over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_on_sqlite_takes_no_longer_beside_rows_that_are_not_due() {
     on_sqlite(async |fixture: &Fixture| {

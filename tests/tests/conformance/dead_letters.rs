@@ -30,12 +30,17 @@ conformance! {
         let pause = Duration::from_millis(120);
         tokio::time::sleep(pause).await;
         let second = fixture.store.claim(backfill).await.unwrap().unwrap();
-        fixture.settle_all(&[settlement(&second, 0, dead(Reason::of_guest("bad order"), "no such 'carrier' \"ä\""))]).await;
+        fixture
+            .settle_all(&[settlement(&second, 0, dead(Reason::of_guest("bad order"), "no such 'carrier' \"ä\""))])
+            .await;
 
         let letters = fixture.store.dead_letters(&all()).await.unwrap();
         let [letter] = &letters[..] else { panic!("{letters:?}") };
         assert_eq!((letter.message_id.as_str(), letter.topic.as_str()), ("m", "t.x"));
-        assert_eq!((letter.subscription.as_str(), letter.lane, letter.priority), ("handler", Lane::Backfill, Priority::LOW));
+        assert_eq!(
+            (letter.subscription.as_str(), letter.lane, letter.priority),
+            ("handler", Lane::Backfill, Priority::LOW)
+        );
         assert_eq!((letter.reason.as_str(), letter.error.as_str()), ("guest:bad_order", "no such 'carrier' \"ä\""));
         assert_eq!((letter.attempts, letter.plugin.as_deref()), (2, Some(DIGEST)));
         let began = letter.first_attempt_at.expect("there was a first attempt");
@@ -51,7 +56,10 @@ conformance! {
         let verdict = dead(Reason::TIMEOUT, "too slow");
         fixture.settle_all(&[settlement(&batch, 0, verdict.clone())]).await;
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("delivery").await, sql.count("dead_letter").await, sql.count("marker").await), (0, 1, 0));
+        assert_eq!(
+            (sql.count("delivery").await, sql.count("dead_letter").await, sql.count("marker").await),
+            (0, 1, 0)
+        );
         assert_eq!(fixture.settle(&[settlement(&batch, 0, verdict)]).await, (vec![0], vec![]));
         assert_eq!(sql.count("dead_letter").await, 1, "once more under the same lease is lost");
         assert_eq!(sql.count("message").await, 1, "the message stays");
@@ -62,7 +70,9 @@ conformance! {
         fixture.enqueue_ids(&["m1", "m2"]).await;
         let batch = fixture.claim_some(subscription).await;
         let mut failing = complete(&batch, 1);
-        failing.emits.push(NewMessage { payload: vec![b'x'; PAYLOAD_BYTES_MAX as usize + 1].into(), ..message("large") });
+        failing
+            .emits
+            .push(NewMessage { payload: vec![b'x'; PAYLOAD_BYTES_MAX as usize + 1].into(), ..message("large") });
         let group = [settlement(&batch, 0, dead(Reason::TRAP, "x")), failing];
         assert!(fixture.store.settle(&group).await.is_err());
         let mut sql = fixture.sql().await;
@@ -90,7 +100,11 @@ conformance! {
         let batch = fixture.claim_some(subscription).await;
         fixture.settle_all(&[settlement(&batch, 0, Verdict::RELEASE)]).await;
         let view = fixture.store.message(&batch.deliveries[0].message.id).await.unwrap().unwrap();
-        assert_eq!(view.deliveries[0].last_error.as_deref(), Some(text.as_str()), "a release has no error of its own");
+        assert_eq!(
+            view.deliveries[0].last_error.as_deref(),
+            Some(text.as_str()),
+            "a release has no error of its own"
+        );
     }
 
     async fn one_subscriptions_dead_letter_is_not_anothers(fixture: &Fixture) {
@@ -101,7 +115,8 @@ conformance! {
         let b = fixture.claim_some(subscriptions[1]).await;
         fixture.settle_all(&complete_all(&b)).await;
         let status = fixture.store.status().await.unwrap();
-        let of = |name: &str| status.subscriptions.iter().find(|one| one.name.as_str() == name).unwrap().dead_letters;
+        let of =
+            |name: &str| status.subscriptions.iter().find(|one| one.name.as_str() == name).unwrap().dead_letters;
         assert_eq!((of("a"), of("b")), (1, 0));
     }
 
@@ -122,8 +137,14 @@ conformance! {
         };
         assert_eq!(list(all()).await, ["b/m2", "a/m3", "a/m2", "a/m1"]);
         assert_eq!(list(DeadLetterFilter { limit: 2, ..all() }).await, ["b/m2", "a/m3"]);
-        assert_eq!(list(DeadLetterFilter { subscription: Some(name("a")), ..all() }).await, ["a/m3", "a/m2", "a/m1"]);
-        assert_eq!(list(DeadLetterFilter { topic: Some(Topic::parse("t.y").unwrap()), ..all() }).await, ["b/m2", "a/m2"]);
+        assert_eq!(
+            list(DeadLetterFilter { subscription: Some(name("a")), ..all() }).await,
+            ["a/m3", "a/m2", "a/m1"]
+        );
+        assert_eq!(
+            list(DeadLetterFilter { topic: Some(Topic::parse("t.y").unwrap()), ..all() }).await,
+            ["b/m2", "a/m2"]
+        );
         assert_eq!(list(DeadLetterFilter { reason: Some("timeout".to_owned()), ..all() }).await, ["a/m2"]);
         let nothing = DeadLetterFilter { subscription: Some(name("nobody")), ..all() };
         assert!(list(nothing).await.is_empty());

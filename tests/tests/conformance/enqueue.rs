@@ -54,9 +54,10 @@ conformance! {
         let given = ["b", "old", "a", "b", "c"];
         let answers = fixture.store.enqueue(&given.map(message)).await.unwrap();
         assert_eq!(answers.iter().map(|answer| answer.id.as_str()).collect::<Vec<_>>(), given);
-        assert_eq!(answers.iter().map(|answer| answer.duplicate).collect::<Vec<_>>(), [
-            false, true, false, true, false
-        ]);
+        assert_eq!(
+            answers.iter().map(|answer| answer.duplicate).collect::<Vec<_>>(),
+            [false, true, false, true, false]
+        );
         assert_eq!(ids(&fixture.claim_some(subscription).await), ["old", "b", "a", "c"]);
     }
 
@@ -71,7 +72,11 @@ conformance! {
                 // Each caller has its own order, so that their transactions meet crosswise.
                 for step in 0..20 {
                     let ids = [format!("m{}", (step + caller) % 20), format!("m{}", (step * 7 + caller * 3) % 20)];
-                    let given = if ids[0] == ids[1] { vec![message(&ids[0])] } else { ids.iter().map(|id| message(id)).collect() };
+                    let given = if ids[0] == ids[1] {
+                        vec![message(&ids[0])]
+                    } else {
+                        ids.iter().map(|id| message(id)).collect()
+                    };
                     new += store.enqueue(&given).await.unwrap().iter().filter(|answer| !answer.duplicate).count();
                 }
                 new
@@ -83,7 +88,8 @@ conformance! {
     }
 
     async fn each_matching_subscription_gets_its_own_delivery(fixture: &Fixture) {
-        let subscriptions = fixture.subscribe_to(&[("all", ">"), ("exact", "t.x"), ("any", "t.*"), ("other", "u.>")]).await;
+        let subscriptions =
+            fixture.subscribe_to(&[("all", ">"), ("exact", "t.x"), ("any", "t.*"), ("other", "u.>")]).await;
         fixture.enqueue_ids(&["m"]).await;
         for &matching in &subscriptions[..3] {
             let batch = fixture.claim_some(matching).await;
@@ -95,11 +101,13 @@ conformance! {
 
     async fn a_message_that_matches_nothing_is_kept_and_counted(fixture: &Fixture) {
         fixture.subscribe().await;
-        fixture.enqueue(&[
-            NewMessage::new(Topic::parse("nobody.listens").unwrap(), "{}"),
-            NewMessage::new(Topic::parse("t").unwrap(), "{}"),
-            message("m"),
-        ]).await;
+        fixture
+            .enqueue(&[
+                NewMessage::new(Topic::parse("nobody.listens").unwrap(), "{}"),
+                NewMessage::new(Topic::parse("t").unwrap(), "{}"),
+                message("m"),
+            ])
+            .await;
         assert_eq!(fixture.store.status().await.unwrap().unrouted, 2);
         assert_eq!(fixture.sql().await.count("message").await, 3);
     }

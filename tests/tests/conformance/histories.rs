@@ -1,5 +1,5 @@
-//! Random histories against a model: enqueue, claim, settle, lost answers, expiry, crashes, in any order. At the end each
-//! message is settled exactly once for each subscription, no effect happened twice, and none is missing.
+//! Random histories against a model: enqueue, claim, settle, lost answers, expiry, crashes, in any order. At the
+//! end each message is settled exactly once for each subscription, no effect happened twice, and none is missing.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -33,7 +33,9 @@ conformance! {
                 let request = ClaimRequest { limit: 1 + claimer as u32 * 3, ..request(subscription) };
                 while let Some(batch) = store.claim(request).await.unwrap() {
                     assert!(batch.deliveries.len() <= request.limit as usize);
-                    held.extend(batch.deliveries.iter().map(|delivery| (delivery.id, batch.token, delivery.attempt)));
+                    held.extend(
+                        batch.deliveries.iter().map(|delivery| (delivery.id, batch.token, delivery.attempt)),
+                    );
                 }
                 held
             });
@@ -50,7 +52,10 @@ conformance! {
         }
         assert!(holders.values().all(|&holders| holders == 1));
         assert_eq!(holders.len(), ROWS);
-        assert_eq!(fixture.sql().await.number("select count(*) from @delivery where attempt = 1").await, ROWS as i64);
+        assert_eq!(
+            fixture.sql().await.number("select count(*) from @delivery where attempt = 1").await,
+            ROWS as i64
+        );
     }
 
     async fn a_leased_delivery_is_not_claimed_again(fixture: &Fixture) {
@@ -100,15 +105,16 @@ conformance! {
     }
 
     async fn the_lease_is_the_databases_time_and_moving_its_clock_is_what_ends_it(fixture: &Fixture) {
-        // No call of the store takes a time of day: all that a node says is how long. So the only way to end a lease of an
-        // hour here is to move what the database compares with its own clock.
+        // No call of the store takes a time of day: all that a node says is how long. So the only way to end a
+        // lease of an hour here is to move what the database compares with its own clock.
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m"]).await;
         fixture.claim_some(subscription).await;
         let mut sql = fixture.sql().await;
         let (hour, slack) = (sql.span(HOUR), sql.span(Duration::from_secs(30)));
         let within = format!(
-            "select count(*) from @delivery where available_at > now() + {hour} - {slack} and available_at <= now() + {hour}"
+            "select count(*) from @delivery
+             where available_at > now() + {hour} - {slack} and available_at <= now() + {hour}"
         );
         assert_eq!(sql.number(&within).await, 1, "the lease ends an hour from the database's now");
         assert_eq!(sql.expire_leases().await, 1);
@@ -139,12 +145,18 @@ conformance! {
     async fn renewing_a_lost_lease_is_answered_and_renews_nothing(fixture: &Fixture) {
         let subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "t.>")]).await;
         fixture.enqueue_ids(&["m1", "m2", "m3"]).await;
-        let [stale, other] = [fixture.claim_some(subscriptions[0]).await, fixture.claim_some(subscriptions[1]).await];
+        let [stale, other] =
+            [fixture.claim_some(subscriptions[0]).await, fixture.claim_some(subscriptions[1]).await];
         let mut sql = fixture.sql().await;
         let which = format!("message_seq = 1 and subscription_id = {}", subscriptions[0]);
         assert_eq!(sql.make_due(&which).await, 1);
-        let current = fixture.another_node().await.claim(ClaimRequest { lease: Duration::from_millis(300), ..request(subscriptions[0]) })
-            .await.unwrap().unwrap();
+        let current = fixture
+            .another_node()
+            .await
+            .claim(ClaimRequest { lease: Duration::from_millis(300), ..request(subscriptions[0]) })
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(ids(&current), ["m1"]);
         fixture.settle_all(&[complete(&stale, 1)]).await;
 

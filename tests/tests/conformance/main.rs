@@ -1,4 +1,5 @@
-//! What a store promises: one suite, run on SQLite and on PostgreSQL. A test is named as the sentence that it holds.
+//! What a store promises: one suite, run on SQLite and on PostgreSQL. A test is named as the sentence that it
+//! holds.
 
 #[macro_use]
 mod fixture;

@@ -69,7 +69,10 @@ conformance! {
         fixture.enqueue_ids(&["other"]).await;
         let batch = fixture.claim_some(subscription).await;
         let group: Vec<Settlement> = (0..2)
-            .map(|position| Settlement { writes: vec![write("k", Some("v"), position as i64 + 1)], ..complete(&batch, position) })
+            .map(|position| Settlement {
+                writes: vec![write("k", Some("v"), position as i64 + 1)],
+                ..complete(&batch, position)
+            })
             .collect();
         let duplicate = batch.deliveries.iter().position(|delivery| delivery.message.id.as_str() == "m").unwrap();
         match fixture.store.settle(&group).await.unwrap() {
@@ -101,7 +104,12 @@ conformance! {
         fixture.enqueue_ids(&["m"]).await;
         let a = fixture.claim_some(subscriptions[0]).await;
         fixture.settle_all(&[counted(complete(&a, 0), "a")]).await;
-        let b = fixture.store.claim(ClaimRequest { check_markers: true, ..request(subscriptions[1]) }).await.unwrap().unwrap();
+        let b = fixture
+            .store
+            .claim(ClaimRequest { check_markers: true, ..request(subscriptions[1]) })
+            .await
+            .unwrap()
+            .unwrap();
         assert!(!b.deliveries[0].processed, "the other one's marker is not ours");
         fixture.settle_all(&[counted(complete(&b, 0), "b")]).await;
         assert_eq!((fixture.counter("a").await, fixture.counter("b").await), (1, 1));
@@ -131,12 +139,14 @@ conformance! {
             let batch = fixture.claim_some(subscription).await;
             let mut group = vec![counted(complete(&batch, 0), "n"), counted(complete(&batch, 1), "n")];
             group[0].emits.push(laneway_core::NewMessage {
-                topic: laneway_core::Topic::parse("nobody").unwrap(), ..message(&format!("child{round}"))
+                topic: laneway_core::Topic::parse("nobody").unwrap(),
+                ..message(&format!("child{round}"))
             });
             let barrier = Arc::new(Barrier::new(CALLERS));
             let mut callers = JoinSet::new();
             for caller in 0..CALLERS {
-                let (store, barrier, mut group) = (Arc::clone(&nodes[caller % 2]), Arc::clone(&barrier), group.clone());
+                let (store, barrier, mut group) =
+                    (Arc::clone(&nodes[caller % 2]), Arc::clone(&barrier), group.clone());
                 if caller % 3 == 0 {
                     group.reverse();
                 }
@@ -159,7 +169,12 @@ conformance! {
         // The marker is not there at the claim, and is at the settlement: the check at the claim is not enough.
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m"]).await;
-        let batch = fixture.store.claim(ClaimRequest { check_markers: true, ..request(subscription) }).await.unwrap().unwrap();
+        let batch = fixture
+            .store
+            .claim(ClaimRequest { check_markers: true, ..request(subscription) })
+            .await
+            .unwrap()
+            .unwrap();
         fixture.sql().await.run(&format!(
             "insert into @marker (subscription_id, message_id, processed_at) values ({subscription}, 'm', now())"
         )).await;

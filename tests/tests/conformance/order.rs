@@ -14,20 +14,23 @@ fn with_priority(id: &str, priority: i32) -> NewMessage {
 conformance! {
     async fn claims_come_by_priority_then_due_time_then_sequence(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
-        fixture.enqueue(&[
-            with_priority("normal-1", 0),
-            with_priority("critical-late", 100),
-            with_priority("high", 50),
-            with_priority("normal-2", 0),
-            with_priority("critical-early", 100),
-            with_priority("between", 7),
-        ]).await;
+        fixture
+            .enqueue(&[
+                with_priority("normal-1", 0),
+                with_priority("critical-late", 100),
+                with_priority("high", 50),
+                with_priority("normal-2", 0),
+                with_priority("critical-early", 100),
+                with_priority("between", 7),
+            ])
+            .await;
         let mut sql = fixture.sql().await;
         let ago = sql.span(Duration::from_secs(10));
         sql.run(&format!(
             "update @delivery set available_at = now() - {ago}
              where message_seq = (select seq from @message where id = 'critical-early')"
-        )).await;
+        ))
+        .await;
         let batch = fixture.claim_some(subscription).await;
         assert_eq!(ids(&batch), ["critical-early", "critical-late", "high", "between", "normal-1", "normal-2"]);
     }
@@ -55,12 +58,22 @@ conformance! {
             .map(|number| (if random.chance(0.3) { random.next() as i32 } else { *random.pick(&palette) }, number))
             .collect();
         // One transaction: all are due at one moment, so the sequence decides.
-        fixture.enqueue(&written.iter().map(|(priority, number)| with_priority(&number.to_string(), *priority)).collect::<Vec<_>>()).await;
+        fixture
+            .enqueue(
+                &written
+                    .iter()
+                    .map(|(priority, number)| with_priority(&number.to_string(), *priority))
+                    .collect::<Vec<_>>(),
+            )
+            .await;
         written.sort_by_key(|&(priority, number)| (std::cmp::Reverse(priority), number));
         let mut claimed = Vec::new();
         loop {
             let limit = 1 + random.below(9) as u32;
-            let Some(batch) = fixture.store.claim(ClaimRequest { limit, ..request(subscription) }).await.unwrap() else { break };
+            let Some(batch) = fixture.store.claim(ClaimRequest { limit, ..request(subscription) }).await.unwrap()
+            else {
+                break;
+            };
             claimed.extend(batch.deliveries.iter().map(|delivery| {
                 (delivery.message.priority.0, delivery.message.id.as_str().parse::<usize>().unwrap())
             }));
@@ -79,15 +92,22 @@ conformance! {
             let mut one = subscription(&format!("at{threshold}"), "t.x");
             one.lane_threshold = Priority(threshold);
             let subscription = number_of(&fixture.apply(vec![one]).await, &format!("at{threshold}"));
-            fixture.enqueue(&priorities.map(|priority| with_priority(&format!("{threshold}/{priority}"), priority))).await;
+            fixture
+                .enqueue(&priorities.map(|priority| with_priority(&format!("{threshold}/{priority}"), priority)))
+                .await;
             for lane in Lane::ALL {
                 let found = fixture.store.claim(ClaimRequest { lane, ..request(subscription) }).await.unwrap();
-                let mut found: Vec<i32> = found.iter().flat_map(|batch| &batch.deliveries)
+                let mut found: Vec<i32> = found
+                    .iter()
+                    .flat_map(|batch| &batch.deliveries)
                     .inspect(|delivery| assert_eq!(delivery.lane, lane))
-                    .map(|delivery| delivery.message.priority.0).collect();
+                    .map(|delivery| delivery.message.priority.0)
+                    .collect();
                 found.sort_unstable();
-                let wanted: Vec<i32> = priorities.into_iter()
-                    .filter(|&priority| Lane::of(Priority(priority), Priority(threshold)) == lane).collect();
+                let wanted: Vec<i32> = priorities
+                    .into_iter()
+                    .filter(|&priority| Lane::of(Priority(priority), Priority(threshold)) == lane)
+                    .collect();
                 assert_eq!(found, wanted, "{lane:?}, threshold {threshold}");
             }
         }
@@ -109,11 +129,13 @@ conformance! {
     async fn a_delayed_message_is_not_claimed_early_and_next_due_tells_when(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
         assert_eq!(fixture.store.next_due(subscription).await.unwrap(), None);
-        fixture.enqueue(&[
-            NewMessage { delay: Some(HOUR), ..message("hour") },
-            NewMessage { delay: Some(Duration::from_millis(400)), ..message("soon") },
-            NewMessage { delay: Some(HOUR / 2), priority: Priority::BULK, ..message("half-hour") },
-        ]).await;
+        fixture
+            .enqueue(&[
+                NewMessage { delay: Some(HOUR), ..message("hour") },
+                NewMessage { delay: Some(Duration::from_millis(400)), ..message("soon") },
+                NewMessage { delay: Some(HOUR / 2), priority: Priority::BULK, ..message("half-hour") },
+            ])
+            .await;
         assert!(fixture.claim(subscription).await.is_none());
         let due = fixture.store.next_due(subscription).await.unwrap().expect("something is delayed");
         assert!(due <= Duration::from_millis(400), "{due:?}");
@@ -122,7 +144,10 @@ conformance! {
         assert_eq!(ids(&batch), ["soon"]);
         fixture.settle_all(&complete_all(&batch)).await;
         let due = fixture.store.next_due(subscription).await.unwrap().expect("something is delayed");
-        assert!(due > HOUR / 2 - Duration::from_secs(60) && due <= HOUR / 2, "the backfill lane counts too: {due:?}");
+        assert!(
+            due > HOUR / 2 - Duration::from_secs(60) && due <= HOUR / 2,
+            "the backfill lane counts too: {due:?}"
+        );
     }
 
     async fn the_retry_that_is_due_next_is_told(fixture: &Fixture) {
@@ -155,7 +180,8 @@ conformance! {
     async fn a_claim_takes_at_most_its_limit_and_only_its_subscription(fixture: &Fixture) {
         let subscriptions = fixture.subscribe_to(&[("a", "t.x"), ("b", "t.>")]).await;
         fixture.enqueue_ids(&["m1", "m2", "m3"]).await;
-        let batch = fixture.store.claim(ClaimRequest { limit: 2, ..request(subscriptions[0]) }).await.unwrap().unwrap();
+        let batch =
+            fixture.store.claim(ClaimRequest { limit: 2, ..request(subscriptions[0]) }).await.unwrap().unwrap();
         assert_eq!((batch.subscription, ids(&batch)), (subscriptions[0], vec!["m1", "m2"]));
         assert_eq!(ids(&fixture.claim_some(subscriptions[1]).await), ["m1", "m2", "m3"]);
         assert_eq!(ids(&fixture.claim_some(subscriptions[0]).await), ["m3"]);

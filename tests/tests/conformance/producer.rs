@@ -13,7 +13,8 @@ conformance! {
         sql.run(
             "insert into @message (id, topic, key, priority, payload, content_type, headers, tenant)
              values ('given', 't.y', 'k', 50, 'text', 'text/plain', '{\"a\": \"b\"}', 'acme')",
-        ).await;
+        )
+        .await;
         let batch = fixture.claim_some(subscription).await;
         let [urgent, plain] = &batch.deliveries[..] else { panic!("{batch:?}") };
         assert_eq!((urgent.message.id.as_str(), urgent.message.topic.as_str()), ("given", "t.y"));
@@ -25,7 +26,10 @@ conformance! {
         assert_eq!(urgent.message.tenant.as_deref(), Some("acme"));
 
         assert_eq!(&plain.message.payload[..], b"{}");
-        assert_eq!((plain.message.content_type.as_str(), plain.message.priority), ("application/json", Priority::NORMAL));
+        assert_eq!(
+            (plain.message.content_type.as_str(), plain.message.priority),
+            ("application/json", Priority::NORMAL)
+        );
         let id = plain.message.id.as_str();
         assert_eq!((id.len(), &id[14..15]), (36, "7"), "{id} is no UUIDv7");
         assert!(id[19..20].contains(['8', '9', 'a', 'b']), "{id} has another variant");
@@ -76,12 +80,19 @@ conformance! {
         let mut sql = fixture.sql().await;
         let long = "x".repeat(256);
         for topic in ["", "a..b", ".a", "a.", "a b", "a.*", "a.>", "ä", "a\n", "a.b\nc", long.as_str()] {
-            let refusal = sql.refusal(&format!("insert into @message (topic, payload) values ('{topic}', '{{}}')")).await;
+            let refusal =
+                sql.refusal(&format!("insert into @message (topic, payload) values ('{topic}', '{{}}')")).await;
             assert!(refusal.contains("topic"), "{topic:?}: {refusal}");
-            assert!(refusal.contains("255") && refusal.contains("A-Z"), "{topic:?}: {refusal} does not say what is allowed");
+            assert!(
+                refusal.contains("255") && refusal.contains("A-Z"),
+                "{topic:?}: {refusal} does not say what is allowed"
+            );
         }
         let longest = "x".repeat(255);
-        sql.run(&format!("insert into @message (topic, payload) values ('{longest}', '{{}}'), ('A-z_0.9', '{{}}')")).await;
+        sql.run(&format!(
+            "insert into @message (topic, payload) values ('{longest}', '{{}}'), ('A-z_0.9', '{{}}')"
+        ))
+        .await;
     }
 
     async fn a_bad_id_is_refused_and_the_error_names_the_id(fixture: &Fixture) {
@@ -89,7 +100,9 @@ conformance! {
         let mut sql = fixture.sql().await;
         let long = "x".repeat(201);
         for id in ["", "a b", "a\nb", "a\n", "ä", long.as_str()] {
-            let refusal = sql.refusal(&format!("insert into @message (id, topic, payload) values ('{id}', 't.x', '{{}}')")).await;
+            let refusal = sql
+                .refusal(&format!("insert into @message (id, topic, payload) values ('{id}', 't.x', '{{}}')"))
+                .await;
             assert!(refusal.contains("id: ") && refusal.contains("200"), "{id:?}: {refusal}");
         }
     }
@@ -97,8 +110,11 @@ conformance! {
     async fn bad_headers_are_refused_and_the_error_names_them(fixture: &Fixture) {
         fixture.subscribe().await;
         let mut sql = fixture.sql().await;
-        for headers in ["[]", "1", "{\"a\": 1}", "{\"a\": {\"b\": \"c\"}}", "{\"a\": \"b\", \"c\": null}", "\"x\"", "null"] {
-            let insert = format!("insert into @message (topic, payload, headers) values ('t.x', '{{}}', '{headers}')");
+        for headers in
+            ["[]", "1", "{\"a\": 1}", "{\"a\": {\"b\": \"c\"}}", "{\"a\": \"b\", \"c\": null}", "\"x\"", "null"]
+        {
+            let insert =
+                format!("insert into @message (topic, payload, headers) values ('t.x', '{{}}', '{headers}')");
             let refusal = sql.refusal(&insert).await;
             assert!(refusal.contains("headers"), "{headers}: {refusal}");
         }
@@ -149,14 +165,22 @@ conformance! {
         let applied = fixture.apply(vec![bulk, strict, subscription("normal", "t.x")]).await;
         let mut sql = fixture.sql().await;
         for priority in [i32::MIN, -1, 0, 1, i32::MAX] {
-            sql.run(&format!("insert into @message (id, topic, payload, priority) values ('p{priority}', 't.x', '{{}}', {priority})")).await;
+            sql.run(&format!(
+                "insert into @message (id, topic, payload, priority)
+                 values ('p{priority}', 't.x', '{{}}', {priority})"
+            ))
+            .await;
         }
         for (name, backfill) in [("bulk", 0), ("strict", 4), ("normal", 2)] {
             let subscription = number_of(&applied, name);
             let request = laneway_core::ClaimRequest { lane: Lane::Backfill, ..request(subscription) };
             let found = fixture.store.claim(request).await.unwrap().map_or(0, |batch| batch.deliveries.len());
             assert_eq!(found, backfill, "{name}");
-            assert_eq!(fixture.claim(subscription).await.map_or(0, |batch| batch.deliveries.len()), 5 - backfill, "{name}");
+            assert_eq!(
+                fixture.claim(subscription).await.map_or(0, |batch| batch.deliveries.len()),
+                5 - backfill,
+                "{name}"
+            );
         }
     }
 }
@@ -193,7 +217,8 @@ async fn a_role_that_may_only_insert_is_a_full_producer() {
     .await;
 }
 
-/// Writers of one database file wait for each other; an application that holds a transaction must not lose anything.
+/// Writers of one database file wait for each other; an application that holds a transaction must not lose
+/// anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_waits_for_the_transaction_of_a_sqlite_producer() {
     on_sqlite(async |fixture: &Fixture| {

@@ -33,8 +33,12 @@ conformance! {
         sql.run(
             "insert into @migration (version, description, success, checksum, execution_time)
              select 9999, 'from the future', success, checksum, execution_time from @migration limit 1",
-        ).await;
-        let newer = |error: &StoreError| matches!(error, StoreError::SchemaNewer { found: 9999, known: found } if *found == known);
+        )
+        .await;
+        let newer = |error: &StoreError| match error {
+            StoreError::SchemaNewer { found, known: ours } => (*found, *ours) == (9999, known),
+            _ => false,
+        };
         let error = refusal(&fixture.storage()).await;
         assert!(newer(&error), "{error:?}");
         let error = fixture.storage().migrate().await.unwrap_err();

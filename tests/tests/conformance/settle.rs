@@ -6,6 +6,10 @@ use laneway_core::{ErrorText, LeaseToken, Reason, SettleReport, Settlement, Topi
 
 use crate::fixture::*;
 
+/// The deliveries with all that a settlement may change.
+const ROWS: &str =
+    "select message_seq || '/' || available_at || '/' || attempt || '/' || lease_token from @delivery order by 1";
+
 fn retry(delay: Duration, counted: bool) -> Verdict {
     Verdict::Retry { delay, counted, error: Some(ErrorText::new("it rained")) }
 }
@@ -41,7 +45,7 @@ conformance! {
         let mut sql = fixture.sql().await;
         sql.expire_leases().await;
         let current = fixture.another_node().await.claim(request(subscription)).await.unwrap().unwrap();
-        let before = sql.texts("select message_seq || '/' || available_at || '/' || attempt || '/' || lease_token from @delivery order by 1").await;
+        let before = sql.texts(ROWS).await;
         assert_eq!(before.len(), 5);
 
         let group = [
@@ -54,7 +58,7 @@ conformance! {
         let (mut lost, duplicates) = fixture.settle(&group).await;
         lost.sort_unstable();
         assert_eq!((lost, duplicates), (vec![0, 1, 2, 3, 4], vec![]));
-        let after = sql.texts("select message_seq || '/' || available_at || '/' || attempt || '/' || lease_token from @delivery order by 1").await;
+        let after = sql.texts(ROWS).await;
         assert_eq!(after, before, "a row changed");
         for table in ["marker", "counter", "state", "dead_letter"] {
             assert_eq!(sql.count(table).await, 0, "{table}");
@@ -91,7 +95,10 @@ conformance! {
             committed => panic!("{committed:?}"),
         }
         assert_eq!(fixture.state("k").await, None);
-        assert_eq!((fixture.counter("count").await, sql.count("delivery").await, sql.count("marker").await), (0, 2, 0));
+        assert_eq!(
+            (fixture.counter("count").await, sql.count("delivery").await, sql.count("marker").await),
+            (0, 2, 0)
+        );
         // What stood in the way is left out, as the engine does.
         fixture.settle_all(&[second]).await;
         assert_eq!(fixture.state("k").await.as_deref(), Some("built on it"));
@@ -169,7 +176,11 @@ conformance! {
         assert_eq!(fixture.settle(&group).await, (vec![1], vec![]));
         assert_eq!(fixture.counter("count").await, 1);
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("delivery").await, sql.count("dead_letter").await), (1 + 1, 1), "the retry, and the child");
+        assert_eq!(
+            (sql.count("delivery").await, sql.count("dead_letter").await),
+            (1 + 1, 1),
+            "the retry, and the child"
+        );
     }
 
     async fn an_expired_lease_that_nobody_took_may_settle_once(fixture: &Fixture) {
@@ -271,8 +282,10 @@ conformance! {
         let emits = vec![child.clone(), later, unheard, child.clone()];
         fixture.settle_all(&[Settlement { emits, ..complete(&batch, 0) }]).await;
 
-        let backfill = laneway_core::ClaimRequest { lane: laneway_core::Lane::Backfill, ..request(subscriptions[1]) };
-        let found = fixture.store.claim(backfill).await.unwrap().expect("a low priority leads to the backfill lane");
+        let backfill =
+            laneway_core::ClaimRequest { lane: laneway_core::Lane::Backfill, ..request(subscriptions[1]) };
+        let found =
+            fixture.store.claim(backfill).await.unwrap().expect("a low priority leads to the backfill lane");
         assert_eq!(found.deliveries.len(), 1, "the second of one id is a duplicate");
         assert!(same(&found.deliveries[0].message, &child), "{:?}", found.deliveries[0].message);
         assert!(fixture.claim(subscriptions[0]).await.is_none(), "the delayed one waits");
@@ -294,10 +307,15 @@ conformance! {
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m1", "m2"]).await;
         let batch = fixture.claim_some(subscription).await;
-        let large = laneway_core::NewMessage { payload: vec![b'x'; PAYLOAD_BYTES_MAX as usize + 1].into(), ..message("large") };
+        let large = laneway_core::NewMessage {
+            payload: vec![b'x'; PAYLOAD_BYTES_MAX as usize + 1].into(),
+            ..message("large")
+        };
         let group = [with_effects(complete(&batch, 0)), Settlement { emits: vec![large], ..complete(&batch, 1) }];
         match fixture.store.settle(&group).await {
-            Err(laneway_core::StoreError::Refused(text)) => assert!(text.contains(&PAYLOAD_BYTES_MAX.to_string()), "{text}"),
+            Err(laneway_core::StoreError::Refused(text)) => {
+                assert!(text.contains(&PAYLOAD_BYTES_MAX.to_string()), "{text}")
+            }
             other => panic!("{other:?}"),
         }
         let mut sql = fixture.sql().await;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// A connection that knows nothing of the store. In its statements `@name` is the table of that name, and `now()` is the
-/// database's clock at this moment.
+/// A connection that knows nothing of the store. In its statements `@name` is the table of that name, and `now()`
+/// is the database's clock at this moment.
 pub enum Sql {
     Sqlite(Box<SqliteConnection>),
     Postgres(Box<PgConnection>),

@@ -1,4 +1,5 @@
-//! §4 of the design: state commits with the settlement, in chains within a group, and conflicts between nodes are found.
+//! §4 of the design: state commits with the settlement, in chains within a group, and conflicts between nodes are
+//! found.
 
 use std::sync::Arc;
 
@@ -21,7 +22,13 @@ conformance! {
         let value = vec![0_u8, 255, 39, 10];
         let mut write = write("k ä'", None, i64::MIN);
         write.value = Some(value.clone().into());
-        fixture.settle_all(&[Settlement { reads: vec![read("k ä'", None)], writes: vec![write], ..complete(&batch, 0) }]).await;
+        fixture
+            .settle_all(&[Settlement {
+                reads: vec![read("k ä'", None)],
+                writes: vec![write],
+                ..complete(&batch, 0)
+            }])
+            .await;
         let entry = fixture.store.state(&namespace(), "k ä'").await.unwrap().unwrap();
         assert_eq!((&entry.value[..], entry.version), (&value[..], StateVersion(i64::MIN)));
         assert_eq!(fixture.store.state(&name("other"), "k ä'").await.unwrap(), None, "namespaces are apart");
@@ -37,7 +44,10 @@ conformance! {
             ..complete(&batch, position)
         };
         fixture.settle_all(&[link(0, None), link(1, Some(10)), link(2, Some(11))]).await;
-        assert_eq!((fixture.state("k").await.as_deref(), fixture.version("k").await), (Some("2"), Some(StateVersion(12))));
+        assert_eq!(
+            (fixture.state("k").await.as_deref(), fixture.version("k").await),
+            (Some("2"), Some(StateVersion(12)))
+        );
     }
 
     async fn a_chain_that_reads_what_was_replaced_before_it_is_stale(fixture: &Fixture) {
@@ -58,12 +68,18 @@ conformance! {
         let subscriptions = fixture.subscribe_to(&[("a", "t.x"), ("b", "t.x")]).await;
         fixture.enqueue_ids(&["m1", "m2"]).await;
         let other = fixture.another_node().await;
-        let (a, b) = (fixture.claim_some(subscriptions[0]).await, other.claim(request(subscriptions[1])).await.unwrap().unwrap());
+        let (a, b) = (
+            fixture.claim_some(subscriptions[0]).await,
+            other.claim(request(subscriptions[1])).await.unwrap().unwrap(),
+        );
         let on = |batch: &Batch, value: &str, version| Settlement {
             reads: vec![read("k", None)],
             writes: vec![write("k", Some(value), version), write("beside", Some(value), version)],
             adds: vec![add("n", 1)],
-            emits: vec![laneway_core::NewMessage { topic: laneway_core::Topic::parse("nobody").unwrap(), ..message(value) }],
+            emits: vec![laneway_core::NewMessage {
+                topic: laneway_core::Topic::parse("nobody").unwrap(),
+                ..message(value)
+            }],
             ..complete(batch, 0)
         };
         fixture.settle_all(&[on(&a, "first", 1)]).await;
@@ -77,7 +93,10 @@ conformance! {
 
         let mut again = on(&b, "second", 2);
         again.reads = vec![read("k", Some(StateVersion(1)))];
-        assert_eq!(other.settle(&[again]).await.unwrap(), SettleReport::Committed { lost: vec![], duplicates: vec![] });
+        assert_eq!(
+            other.settle(&[again]).await.unwrap(),
+            SettleReport::Committed { lost: vec![], duplicates: vec![] }
+        );
         assert_eq!(fixture.state("k").await.as_deref(), Some("second"));
     }
 
@@ -111,7 +130,11 @@ conformance! {
         assert_eq!(fixture.state("k").await, None);
         assert_eq!(fixture.sql().await.count("state").await, 0);
         let batch = one_in_hand(fixture, subscription, "m3").await;
-        let recreate = Settlement { reads: vec![read("k", None)], writes: vec![write("k", Some("w"), 3)], ..complete(&batch, 0) };
+        let recreate = Settlement {
+            reads: vec![read("k", None)],
+            writes: vec![write("k", Some("w"), 3)],
+            ..complete(&batch, 0)
+        };
         fixture.settle_all(&[recreate]).await;
         assert_eq!(fixture.state("k").await.as_deref(), Some("w"));
     }
@@ -120,12 +143,19 @@ conformance! {
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m1", "m2", "m3", "reader"]).await;
         let batch = fixture.claim_some(subscription).await;
-        let step = |position, value, version| Settlement { writes: vec![write("k", value, version)], ..complete(&batch, position) };
+        let step = |position, value, version| Settlement {
+            writes: vec![write("k", value, version)],
+            ..complete(&batch, position)
+        };
         fixture.settle_all(&[step(0, Some("v"), 1)]).await;
         let seen = fixture.version("k").await;
         fixture.settle_all(&[step(1, None, 2)]).await;
         fixture.settle_all(&[step(2, Some("v"), 3)]).await;
-        let reader = Settlement { reads: vec![read("k", seen)], writes: vec![write("k", Some("lost update"), 4)], ..complete(&batch, 3) };
+        let reader = Settlement {
+            reads: vec![read("k", seen)],
+            writes: vec![write("k", Some("lost update"), 4)],
+            ..complete(&batch, 3)
+        };
         assert_eq!(fixture.settle_stale(&*fixture.store, &[reader]).await, ["k"]);
         assert_eq!(fixture.state("k").await.as_deref(), Some("v"));
     }
@@ -134,22 +164,33 @@ conformance! {
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m1", "m2", "m3"]).await;
         let batch = fixture.claim_some(subscription).await;
-        let blind = |position, value, version| Settlement { writes: vec![write("k", value, version)], ..complete(&batch, position) };
+        let blind = |position, value, version| Settlement {
+            writes: vec![write("k", value, version)],
+            ..complete(&batch, position)
+        };
         fixture.settle_all(&[blind(0, None, 1)]).await;
         fixture.settle_all(&[blind(1, Some("v"), 2)]).await;
         fixture.settle_all(&[blind(2, Some("w"), 3)]).await;
-        assert_eq!((fixture.state("k").await.as_deref(), fixture.version("k").await), (Some("w"), Some(StateVersion(3))));
+        assert_eq!(
+            (fixture.state("k").await.as_deref(), fixture.version("k").await),
+            (Some("w"), Some(StateVersion(3)))
+        );
     }
 
     async fn state_of_many_keys_in_one_group(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
         let batch = one_in_hand(fixture, subscription, "m").await;
-        let writes = (0..300).map(|number| write(&format!("k{number}"), Some(&number.to_string()), number)).collect();
+        let writes =
+            (0..300).map(|number| write(&format!("k{number}"), Some(&number.to_string()), number)).collect();
         let reads = (0..300).map(|number| read(&format!("k{number}"), None)).collect();
         fixture.settle_all(&[Settlement { reads, writes, ..complete(&batch, 0) }]).await;
         assert_eq!(fixture.sql().await.count("state").await, 300);
         let batch = one_in_hand(fixture, subscription, "m2").await;
-        let reads = (0..300).map(|number| read(&format!("k{number}"), Some(StateVersion(number ^ i64::from(number == 77 || number == 200))))).collect();
+        let reads = (0..300)
+            .map(|number| {
+                read(&format!("k{number}"), Some(StateVersion(number ^ i64::from(number == 77 || number == 200))))
+            })
+            .collect();
         let mut stale = fixture.settle_stale(&*fixture.store, &[Settlement { reads, ..complete(&batch, 0) }]).await;
         stale.sort();
         assert_eq!(stale, ["k200", "k77"]);
@@ -228,7 +269,9 @@ conformance! {
                     for position in 0..batch.deliveries.len() {
                         loop {
                             let seen = store.state(&namespace(), "sum").await.unwrap();
-                            let sum: u64 = seen.as_ref().map_or(0, |entry| std::str::from_utf8(&entry.value).unwrap().parse().unwrap());
+                            let sum: u64 = seen
+                                .as_ref()
+                                .map_or(0, |entry| std::str::from_utf8(&entry.value).unwrap().parse().unwrap());
                             version += 1;
                             let settlement = Settlement {
                                 reads: vec![read("sum", seen.map(|entry| entry.version))],
@@ -240,7 +283,9 @@ conformance! {
                                     assert!(lost.is_empty() && duplicates.is_empty());
                                     break;
                                 }
-                                SettleReport::Conflict(conflict) => assert_eq!(conflict.stale.len(), 1, "{conflict:?}"),
+                                SettleReport::Conflict(conflict) => {
+                                    assert_eq!(conflict.stale.len(), 1, "{conflict:?}")
+                                }
                             }
                         }
                     }

@@ -47,7 +47,8 @@ conformance! {
         fixture.enqueue_ids(&["between"]).await;
         assert_eq!(ids(&fixture.claim_some(b).await), ["before", "between"]);
         let status = fixture.store.status().await.unwrap();
-        let of = |name: &str| status.subscriptions.iter().find(|one| one.name.as_str() == name).map(|one| one.active);
+        let of =
+            |name: &str| status.subscriptions.iter().find(|one| one.name.as_str() == name).map(|one| one.active);
         assert_eq!((of("a"), of("b")), (Some(false), Some(true)));
         fixture.apply(vec![subscription("a", "t.>"), subscription("b", "t.>")]).await;
         fixture.enqueue_ids(&["after"]).await;
@@ -61,7 +62,8 @@ conformance! {
         other.lane_threshold = Priority::HIGH;
         fixture.store.apply(&Topology { subscriptions: vec![other], payload_bytes_max: 4 }).await.unwrap();
         let mut sql = fixture.sql().await;
-        sql.run("insert into @message (id, topic, payload) values ('old', 't.x', '{}'), ('new', 'u.x', '{}')").await;
+        sql.run("insert into @message (id, topic, payload) values ('old', 't.x', '{}'), ('new', 'u.x', '{}')")
+            .await;
         assert!(fixture.claim(a).await.is_none(), "normal is below the new threshold");
         let backfill = laneway_core::ClaimRequest { lane: laneway_core::Lane::Backfill, ..request(a) };
         assert_eq!(ids(&fixture.store.claim(backfill).await.unwrap().unwrap()), ["new"]);

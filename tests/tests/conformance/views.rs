@@ -20,14 +20,16 @@ fn lane(status: &SubscriptionStatus, lane: Lane) -> &LaneStatus {
 conformance! {
     async fn the_status_counts_by_subscription_and_lane(fixture: &Fixture) {
         let subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "u.>")]).await;
-        fixture.enqueue(&[
-            message("due"),
-            message("dead"),
-            message("leased"),
-            NewMessage { delay: Some(HOUR), ..message("delayed") },
-            NewMessage { priority: Priority::BULK, ..message("bulk-1") },
-            NewMessage { priority: Priority::BULK, ..message("bulk-2") },
-        ]).await;
+        fixture
+            .enqueue(&[
+                message("due"),
+                message("dead"),
+                message("leased"),
+                NewMessage { delay: Some(HOUR), ..message("delayed") },
+                NewMessage { priority: Priority::BULK, ..message("bulk-1") },
+                NewMessage { priority: Priority::BULK, ..message("bulk-2") },
+            ])
+            .await;
         let batch = fixture.claim_some(subscriptions[0]).await;
         assert_eq!(ids(&batch), ["due", "dead", "leased"]);
         fixture.settle_all(&[settlement(&batch, 0, Verdict::RELEASE), settlement(&batch, 1, dead())]).await;
@@ -52,7 +54,10 @@ conformance! {
         }
         let nodes: Vec<&str> = status.nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(nodes, ["node-2", "node-1"]);
-        assert_eq!(status.topology_revision, fixture.store.topology().await.unwrap().map(|applied| applied.revision));
+        assert_eq!(
+            status.topology_revision,
+            fixture.store.topology().await.unwrap().map(|applied| applied.revision)
+        );
         if fixture.is_sqlite() {
             assert_eq!(status.messages, 6);
         }
@@ -60,7 +65,9 @@ conformance! {
 
     async fn a_message_is_pending_then_processing_then_processed(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
-        fixture.enqueue(&[NewMessage { key: Some("k".to_owned()), tenant: Some("acme".to_owned()), ..message("m") }]).await;
+        fixture
+            .enqueue(&[NewMessage { key: Some("k".to_owned()), tenant: Some("acme".to_owned()), ..message("m") }])
+            .await;
         let id = MessageId::parse("m").unwrap();
         let status = async || fixture.store.message(&id).await.unwrap().unwrap().status;
         assert_eq!(status().await, MessageStatus::Pending);
@@ -68,7 +75,10 @@ conformance! {
         assert_eq!(status().await, MessageStatus::Processing);
 
         let view = fixture.store.message(&id).await.unwrap().unwrap();
-        assert_eq!((view.topic.as_str(), view.key.as_deref(), view.tenant.as_deref()), ("t.x", Some("k"), Some("acme")));
+        assert_eq!(
+            (view.topic.as_str(), view.key.as_deref(), view.tenant.as_deref()),
+            ("t.x", Some("k"), Some("acme"))
+        );
         assert_eq!((view.payload.as_deref(), view.payload_bytes), (Some("{\"id\":\"m\"}"), 10));
         let [delivery] = &view.deliveries[..] else { panic!("{view:?}") };
         assert_eq!((delivery.subscription.as_str(), delivery.lane), ("handler", Lane::Primary));
@@ -102,14 +112,20 @@ conformance! {
 
     async fn an_unknown_message_is_none(fixture: &Fixture) {
         assert_eq!(fixture.store.message(&MessageId::parse("unknown").unwrap()).await.unwrap(), None);
-        assert_eq!(fixture.store.messages(&MessageFilter { limit: 10, ..MessageFilter::default() }).await.unwrap(), []);
+        assert_eq!(
+            fixture.store.messages(&MessageFilter { limit: 10, ..MessageFilter::default() }).await.unwrap(),
+            []
+        );
     }
 
     async fn a_payload_that_is_no_text_is_shown_escaped(fixture: &Fixture) {
         fixture.enqueue(&[NewMessage { payload: vec![b'a', 0xff, b'b'].into(), ..message("m") }]).await;
         let view = fixture.store.message(&MessageId::parse("m").unwrap()).await.unwrap().unwrap();
         let shown = view.payload.unwrap();
-        assert!(shown.starts_with('a') && shown.ends_with('b') && shown.to_lowercase().contains("\\xff"), "{shown}");
+        assert!(
+            shown.starts_with('a') && shown.ends_with('b') && shown.to_lowercase().contains("\\xff"),
+            "{shown}"
+        );
         assert_eq!(view.payload_bytes, 3);
     }
 
@@ -127,7 +143,10 @@ conformance! {
         let all = MessageFilter { limit: 10, ..MessageFilter::default() };
         assert_eq!(list(all.clone()).await, ["m4", "m3", "m2", "m1"]);
         assert_eq!(list(MessageFilter { limit: 2, ..all.clone() }).await, ["m4", "m3"]);
-        assert_eq!(list(MessageFilter { topic: Some(Topic::parse("t.x").unwrap()), ..all.clone() }).await, ["m4", "m3", "m1"]);
+        assert_eq!(
+            list(MessageFilter { topic: Some(Topic::parse("t.x").unwrap()), ..all.clone() }).await,
+            ["m4", "m3", "m1"]
+        );
         for (status, wanted) in [
             (MessageStatus::Pending, "m4"),
             (MessageStatus::Processing, "m3"),

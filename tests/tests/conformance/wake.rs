@@ -1,4 +1,5 @@
-//! Behaviours 1, 5: who is woken, and how often. Waking is only for speed, so each test also holds what must not wake.
+//! Behaviours 1, 5: who is woken, and how often. Waking is only for speed, so each test also holds what must not
+//! wake.
 
 use std::time::Duration;
 

@@ -18,11 +18,12 @@ use super::connection::{Database, Instant, Outcome, Session, microseconds, span,
 /// So the claim hops from priority to priority, one probe each, and reads the due rows of each from the front; the
 /// outer limit ends the hopping. A plain `ORDER BY ... LIMIT` would read over all that is not due.
 ///
-/// Beside 1,000,000 delayed, 100,000 leased and 1,000,000 backfill rows, finding and locking 512 deliveries reads 556
-/// pages, and 527 without them; the whole claim reads 9,641, and 9,113 beside as many rows of another subscription.
-/// What remains is the height of the indexes: each row is entered into two, at one page a level.
+/// Beside 1,000,000 delayed, 100,000 leased and 1,000,000 backfill rows, finding and locking 512 deliveries reads
+/// 556 pages, and 527 without them; the whole claim reads 9,641, and 9,113 beside as many rows of another
+/// subscription. What remains is the height of the indexes: each row is entered into two, at one page a level.
 ///
-/// Rows are updated by their physical place, which the locks hold still: a join by key would look each up once more.
+/// Rows are updated by their physical place, which the locks hold still: a join by key would look each up once
+/// more.
 pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome<Option<Batch>> {
     let query = "-- delivery.claim
         WITH RECURSIVE level AS (

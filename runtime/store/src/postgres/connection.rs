@@ -26,9 +26,9 @@ const TEST_AFTER_IDLE: Duration = Duration::from_secs(10);
 /// Longest span that is sent to the database: a thousand years.
 const MICROSECONDS_MAX: i64 = 31_557_600_000_000_000;
 
-/// Plans that do not depend on statistics. A queue's tables are empty in one moment and full in the next, so what the
-/// planner last saw of them is always wrong; with these, each statement has only the plan that its indexes give.
-/// A generic plan also saves planning each claim and settlement anew.
+/// Plans that do not depend on statistics. A queue's tables are empty in one moment and full in the next, so what
+/// the planner last saw of them is always wrong; with these, each statement has only the plan that its indexes
+/// give. A generic plan also saves planning each claim and settlement anew.
 const SETTINGS: &str = "SET jit = off; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
     SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; \
     SET enable_memoize = off; SET max_parallel_workers_per_gather = 0";

@@ -1,8 +1,8 @@
 //! Works around sqlx 0.9.0, which leaves Nagle's algorithm on for TCP (sqlx issue 4335, fixed after 0.9.0).
 //!
 //! With it, the last part of a statement waits for the acknowledgement of the part before, which the server's side
-//! delays for 40 ms: settling 512 messages took 52 ms, and takes 7 without. Remove this file with the release that has
-//! the fix.
+//! delays for 40 ms: settling 512 messages took 52 ms, and takes 7 without. Remove this file with the release that
+//! has the fix.
 
 /// Sends without delay on this process's connections to a server's port. sqlx does not tell which of the process's
 /// sockets is a connection's, so they are found by the port at their other end.
@@ -16,9 +16,9 @@ pub(super) fn disable_delay(port: u16) {
     let descriptors: Vec<RawFd> =
         open.flatten().filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect();
     for descriptor in descriptors {
-        // SAFETY: the number was open a moment ago. Were it closed or given to another file since, the two calls below
-        // would fail, or find and set on another socket to the same server what is wanted for all of them; neither
-        // reads, writes, duplicates nor closes it.
+        // SAFETY: the number was open a moment ago. Were it closed or given to another file since, the two calls
+        // below would fail, or find and set on another socket to the same server what is wanted for all of them;
+        // neither reads, writes, duplicates nor closes it.
         let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
         let socket = SockRef::from(&borrowed);
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());

@@ -267,14 +267,15 @@ async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Option
         WITH held AS (
             DELETE FROM laneway.delivery d
             USING unnest($1::bigint[], $2::integer[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[])
-                WITH ORDINALITY AS g(message_seq, subscription_id, lease_token, message_id, reason, error, plugin, place)
+                WITH ORDINALITY
+                AS g(message_seq, subscription_id, lease_token, message_id, reason, error, plugin, place)
             WHERE d.message_seq = g.message_seq AND d.subscription_id = g.subscription_id
                 AND d.lease_token = g.lease_token
-            RETURNING g.place, d.message_seq, g.message_id, d.subscription_id, d.lane, d.priority, g.reason, g.error,
-                d.attempt, d.first_attempt_at, g.plugin
+            RETURNING g.place, d.message_seq, g.message_id, d.subscription_id, d.lane, d.priority, g.reason,
+                g.error, d.attempt, d.first_attempt_at, g.plugin
         ), buried AS (
-            INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason, error,
-                attempts, first_attempt_at, plugin)
+            INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason,
+                error, attempts, first_attempt_at, plugin)
             SELECT message_seq, message_id, subscription_id, lane, priority, reason, error, attempt,
                 first_attempt_at, plugin
             FROM held

@@ -35,9 +35,9 @@ type Stale = Vec<(Name, Arc<str>)>;
 
 /// Checks and writes a group's keys. If any is stale, they are answered and the transaction must be rolled back.
 ///
-/// Locks that wait are taken in the order of keys: on those to be replaced, then on those to be created, so that two
-/// nodes with the same keys do not wait for each other in a circle. Keys that are only checked are looked at last and
-/// without waiting: one that another transaction is about to write is as good as stale.
+/// Locks that wait are taken in the order of keys: on those to be replaced, then on those to be created, so that
+/// two nodes with the same keys do not wait for each other in a circle. Keys that are only checked are looked at
+/// last and without waiting: one that another transaction is about to write is as good as stale.
 pub(super) async fn write(session: &mut impl Session, changes: &[KeyChange]) -> Outcome<Stale> {
     let mut sorted: Vec<&KeyChange> = changes.iter().collect();
     sorted.sort_by(|a, b| (&a.namespace, &a.key).cmp(&(&b.namespace, &b.key)));

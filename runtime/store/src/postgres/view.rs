@@ -33,8 +33,8 @@ fn attempts(row: &PgRow, column: usize) -> Outcome<u32> {
 /// Everything at a glance. Each part is consistent in itself; they are read one after the other.
 pub(super) async fn status(database: &Database) -> Outcome<Status> {
     let mut session = database.connection().await?;
-    // Counting a long outbox takes long. Numbers that were drawn and not used make the estimate too high, which shows
-    // only where there are few messages; those are counted.
+    // Counting a long outbox takes long. Numbers that were drawn and not used make the estimate too high, which
+    // shows only where there are few messages; those are counted.
     let query = "-- view.totals
         SELECT (SELECT max(revision) FROM laneway.topology),
             CASE WHEN EXISTS (SELECT FROM laneway.message ORDER BY seq OFFSET 10000)

@@ -26,9 +26,9 @@ const STOP_MAX: Duration = Duration::from_secs(15);
 /// Another process may take the port between our look and the server's start.
 const STARTS_MAX: u32 = 5;
 
-/// Runs the server ("$@", after the directory) and ends it when standard input ends, which is when the process that holds
-/// the other end of the pipe ends, however it ends; then removes the directory. Signals of a terminal are for the test,
-/// which then ends, and so ends this. The sleeps are short, so that nothing outlives the server for long.
+/// Runs the server ("$@", after the directory) and ends it when standard input ends, which is when the process that
+/// holds the other end of the pipe ends, however it ends; then removes the directory. Signals of a terminal are for
+/// the test, which then ends, and so ends this. The sleeps are short, so that nothing outlives the server for long.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 directory=$1

@@ -9,8 +9,8 @@ use anyhow::{Context, bail, ensure};
 use super::Cluster;
 use super::programs;
 
-/// Environment variable with the URL of a database on a server that the tests may use, as a superuser. Each test makes
-/// a database of its own there. Without it each test process starts a [`Cluster`].
+/// Environment variable with the URL of a database on a server that the tests may use, as a superuser. Each test
+/// makes a database of its own there. Without it each test process starts a [`Cluster`].
 pub const SERVER_URL: &str = "LANEWAY_TEST_POSTGRES";
 
 /// A fresh database, dropped with this.
@@ -41,8 +41,8 @@ impl Drop for TestDatabase {
     }
 }
 
-/// Makes an empty database on the server of `LANEWAY_TEST_POSTGRES`, or else on a cluster that this process starts at the
-/// first call. `Ok(None)` if there is neither.
+/// Makes an empty database on the server of `LANEWAY_TEST_POSTGRES`, or else on a cluster that this process starts
+/// at the first call. `Ok(None)` if there is neither.
 ///
 /// # Errors
 /// If there is a server, but it cannot be used.
