@@ -91,3 +91,17 @@ fn report_skips(path: &Path) -> Result<usize> {
     }
     Ok(lines.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_was_skipped_twice_counts_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "").unwrap();
+        assert_eq!(report_skips(file.path()).unwrap(), 0);
+        fs::write(file.path(), "SKIPPED: b: why\nSKIPPED: a: why\nSKIPPED: b: why\n").unwrap();
+        assert_eq!(report_skips(file.path()).unwrap(), 2);
+    }
+}

@@ -105,6 +105,7 @@ pub trait Store: Send + Sync + 'static {
     /// Says that this node is alive. `name` is the node's.
     async fn heartbeat(&self, name: &Name) -> Result<(), StoreError>;
 
-    /// Statements and transactions sent to the database since the store was opened, each a round trip.
+    /// Statements and transactions sent to the database since the store was opened, each a round trip. Watching for
+    /// wake-ups is not counted.
     fn round_trips(&self) -> u64;
 }

@@ -87,7 +87,11 @@ impl Fixture {
     async fn new(database: Database) -> Self {
         database.storage().migrate().await.unwrap();
         let store = database.storage().open().await.unwrap();
-        Self { store, database }
+        let fixture = Self { store, database };
+        if let Ok(sabotage) = std::env::var("SABOTAGE") {
+            fixture.sql().await.run(&sabotage).await;
+        }
+        fixture
     }
 
     pub fn storage(&self) -> Storage {

@@ -12,11 +12,13 @@ mod schema;
 mod settle;
 mod state;
 mod topology;
+mod vacuum;
 mod view;
 mod wake;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -69,11 +71,14 @@ struct Inner {
     database: Database,
     wakes: Arc<Wakes>,
     listener: AbortHandle,
+    settled: Arc<AtomicU64>,
+    vacuum: AbortHandle,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.listener.abort();
+        self.vacuum.abort();
     }
 }
 
@@ -95,7 +100,9 @@ impl PostgresStore {
         let database = Database::new(&options)?;
         let wakes = Arc::new(Wakes::default());
         let listener = wake::listen(&options, Arc::clone(&wakes)).await?;
-        Ok(Self(Arc::new(Inner { database, wakes, listener })))
+        let settled = Arc::default();
+        let vacuum = vacuum::keep(database.clone(), Arc::clone(&settled));
+        Ok(Self(Arc::new(Inner { database, wakes, listener, settled, vacuum })))
     }
 
     fn database(&self) -> &Database {
@@ -126,7 +133,9 @@ impl Store for PostgresStore {
     }
 
     async fn settle(&self, group: &[Settlement]) -> Result<SettleReport, StoreError> {
-        settle::settle(self.database(), group).await.map_err(classify)
+        let report = settle::settle(self.database(), group).await.map_err(classify)?;
+        self.0.settled.fetch_add(group.len() as u64, Ordering::Relaxed);
+        Ok(report)
     }
 
     async fn next_due(&self, subscription: SubscriptionId) -> Result<Option<Duration>, StoreError> {

@@ -104,7 +104,7 @@ impl SqliteStore {
         let connections = Connections::new(&options, writer).await?;
         let wakes = Arc::new(Wakes::default());
         let watcher = connection::connect_reader(&options).await?;
-        let watch = wake::watch(watcher, Arc::clone(&wakes), connections.round_trips_counter()).await?;
+        let watch = wake::watch(watcher, Arc::clone(&wakes)).await?;
         Ok(Self(Arc::new(Inner { connections, wakes, watch })))
     }
 
