@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    DeadLetterFilter, Name, NewMessage, Priority, RetryPolicy, RetrySchedule, Store, Subscription, SubscriptionKind,
-    Topic, TopicPattern, Topology,
+    DeadLetterFilter, Name, NewMessage, Priority, RetryPolicy, RetrySchedule, Store, Subscription,
+    SubscriptionKind, Topic, TopicPattern, Topology,
 };
 use laneway_engine::{Binding, Engine, EngineOptions};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
@@ -90,7 +90,8 @@ async fn hostile_guests_harm_only_themselves(reuse: bool) {
     let message = |topic: &str, payload: &str| NewMessage::new(Topic::parse(topic).unwrap(), payload.to_owned());
     let neighbours: Vec<_> = (0..NEIGHBOUR).map(|n| message("neighbour.item", &n.to_string())).collect();
     store.enqueue(&neighbours).await.unwrap();
-    let harm: Vec<_> = HARM.iter().cycle().take(HARM.len() * 3).map(|(harm, _)| message("hostile.item", harm)).collect();
+    let harm: Vec<_> =
+        HARM.iter().cycle().take(HARM.len() * 3).map(|(harm, _)| message("hostile.item", harm)).collect();
     store.enqueue(&harm).await.unwrap();
 
     let sandbox = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

@@ -14,7 +14,8 @@ pub const UNAVAILABLE: u8 = 3;
 pub const SCHEMA: u8 = 4;
 
 /// What `--help` says of them.
-pub const HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 database out of reach, 4 schema does not fit";
+pub const HELP: &str =
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 database out of reach, 4 schema does not fit";
 
 /// The code of an error.
 pub fn of(error: &anyhow::Error) -> u8 {

@@ -11,7 +11,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{apply, bench, config as print_config, dead_letters, enqueue, messages, migrate, run, status};
+use crate::commands::{
+    apply, bench, config as print_config, dead_letters, enqueue, messages, migrate, run, status,
+};
 use crate::logging::LogFormat;
 
 /// Deliver messages from your database to WebAssembly plugins

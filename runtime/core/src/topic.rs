@@ -209,13 +209,9 @@ mod tests {
 
     #[test]
     fn bad_topics_and_patterns_say_what_is_wrong() {
-        for (topic, wants) in [
-            ("", "empty"),
-            ("a..b", "empty segment"),
-            (".a", "empty segment"),
-            ("a b", "' '"),
-            ("a.*", "'*'"),
-        ] {
+        for (topic, wants) in
+            [("", "empty"), ("a..b", "empty segment"), (".a", "empty segment"), ("a b", "' '"), ("a.*", "'*'")]
+        {
             let error = Topic::parse(topic).unwrap_err().to_string();
             assert!(error.contains(wants), "{topic}: {error}");
         }

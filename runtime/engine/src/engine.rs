@@ -68,10 +68,8 @@ impl Engine {
         let (draining, watching) = watch::channel(false);
         let interrupt = Interrupt::default();
         let settling = tokio::spawn(settler.clone().run());
-        let keepers = vec![
-            tokio::spawn(leases.keep(store.clone())),
-            tokio::spawn(heartbeat(store.clone(), options.clone())),
-        ];
+        let keepers =
+            vec![tokio::spawn(leases.keep(store.clone())), tokio::spawn(heartbeat(store.clone(), options.clone()))];
         let active: Vec<Arc<Active>> =
             bindings.into_iter().map(|binding| Arc::new(Active::new(binding, store.clone()))).collect();
         let mut relays = Vec::new();

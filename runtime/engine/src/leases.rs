@@ -68,7 +68,11 @@ impl Leases {
 
     /// Deliveries held of one subscription.
     pub fn count(&self, subscription: SubscriptionId) -> usize {
-        self.lock().values().filter(|held| held.subscription == subscription).map(|held| held.deliveries.len()).sum()
+        self.lock()
+            .values()
+            .filter(|held| held.subscription == subscription)
+            .map(|held| held.deliveries.len())
+            .sum()
     }
 
     fn due(&self, now: Instant) -> (Vec<Renewal>, Option<Instant>) {
@@ -123,7 +127,8 @@ impl Leases {
                 }
                 continue;
             }
-            let sleep = next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now).max(TICK_MIN));
+            let sleep =
+                next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now).max(TICK_MIN));
             tokio::select! {
                 () = tokio::time::sleep(sleep) => {}
                 () = self.added.notified() => {}

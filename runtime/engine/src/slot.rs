@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use laneway_core::{
-    Attempt, Call, CounterAdd, Effects, ErrorText, Failure, Interrupt, Invocation, PluginDigest, Reason, SandboxUse,
-    Settlement, Verdict,
+    Attempt, Call, CounterAdd, Effects, ErrorText, Failure, Interrupt, Invocation, PluginDigest, Reason,
+    SandboxUse, Settlement, Verdict,
 };
 use tracing::{debug, error, info, warn};
 

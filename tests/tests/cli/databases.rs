@@ -50,7 +50,8 @@ async fn a_newer_sqlite_schema_is_refused() {
 async fn a_file_that_is_no_database_is_refused() {
     let folder = Folder::new();
     folder.configure(CONFIG);
-    folder.write("laneway.db", "this is a text, and it is long enough not to be taken for an empty file".repeat(100));
+    folder
+        .write("laneway.db", "this is a text, and it is long enough not to be taken for an empty file".repeat(100));
     let error = folder.fails(4, &["status"]);
     assert!(error.contains("not a laneway database"), "{error}");
 }
@@ -59,8 +60,9 @@ async fn a_file_that_is_no_database_is_refused() {
 async fn the_applications_own_file_is_shared() {
     let folder = Folder::new();
     folder.configure(CONFIG);
-    let options =
-        sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("laneway.db")).create_if_missing(true);
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(folder.path().join("laneway.db"))
+        .create_if_missing(true);
     let mut connection = options.connect().await.unwrap();
     connection.execute("CREATE TABLE orders (number INTEGER)").await.unwrap();
     connection.close().await.unwrap();

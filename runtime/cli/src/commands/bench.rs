@@ -125,12 +125,18 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     };
     let storage = Storage::parse(url).context("--storage")?;
     let component = std::fs::read(&args.handler).with_context(|| {
-        format!("failed to read {}; build it with `cargo xtask plugins`, or name one with --handler", args.handler.display())
+        format!(
+            "failed to read {}; build it with `cargo xtask plugins`, or name one with --handler",
+            args.handler.display()
+        )
     })?;
     storage.migrate().await?;
     let store = storage.open().await?;
     ensure!(
-        store.topology().await?.is_none_or(|topology| topology.subscriptions.iter().all(|(n, _)| n.as_str() == "bench")),
+        store
+            .topology()
+            .await?
+            .is_none_or(|topology| topology.subscriptions.iter().all(|(n, _)| n.as_str() == "bench")),
         "the database has subscriptions already; bench wants an empty one"
     );
     let topology =

@@ -16,7 +16,11 @@ pub async fn run(shared: &Shared) -> Result<()> {
         for lane in &subscription.lanes {
             rows.push([
                 subscription.name.to_string(),
-                if subscription.active { subscription.kind.clone() } else { format!("{} (off)", subscription.kind) },
+                if subscription.active {
+                    subscription.kind.clone()
+                } else {
+                    format!("{} (off)", subscription.kind)
+                },
                 subscription.pattern.clone(),
                 lane.lane.as_str().to_owned(),
                 lane.due.to_string(),

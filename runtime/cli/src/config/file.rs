@@ -215,8 +215,9 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 
 /// Reads "100ms", "30s", "1h 30m".
 fn parse_duration(text: &str) -> Result<Duration> {
-    let signed: jiff::SignedDuration =
-        text.parse().with_context(|| format!("`{text}` is no duration; write it like \"100ms\", \"30s\" or \"5m\""))?;
+    let signed: jiff::SignedDuration = text
+        .parse()
+        .with_context(|| format!("`{text}` is no duration; write it like \"100ms\", \"30s\" or \"5m\""))?;
     Duration::try_from(signed).map_err(|_| anyhow::anyhow!("`{text}` is negative; durations start at 0"))
 }
 
@@ -262,7 +263,12 @@ impl File {
 }
 
 impl SubscriptionBlock {
-    fn check(self, folder: &Path, memory_bytes_ceiling: usize, payload_bytes_max: u32) -> Result<SubscriptionConfig> {
+    fn check(
+        self,
+        folder: &Path,
+        memory_bytes_ceiling: usize,
+        payload_bytes_max: u32,
+    ) -> Result<SubscriptionConfig> {
         let (kind, component) = match (self.handler, self.publisher) {
             (Some(path), None) => (SubscriptionKind::Handler, path),
             (None, Some(path)) => (SubscriptionKind::Publisher, path),
@@ -346,7 +352,8 @@ fn resolve(storage: Storage, folder: &Path, from_command_line: bool) -> Storage 
 
 fn default_node() -> Result<Name> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')).collect();
+    let host: String =
+        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')).collect();
     let host = if host.is_empty() { "node" } else { &host };
     Ok(Name::parse(&format!("{}-{}", &host[..host.len().min(100)], std::process::id()))?)
 }

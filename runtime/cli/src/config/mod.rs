@@ -170,7 +170,10 @@ mod tests {
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlease = \"10ms\"", "lease"),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nconcurrency = 0", "concurrency"),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nretry = { max_attempts = 0 }", "max_attempts"),
-            ("name = \"s\"\ntopic = \"a\"\npublisher = \"h\"\ngrants = { http = [\"nonsense\"] }", "HTTP grant `nonsense`"),
+            (
+                "name = \"s\"\ntopic = \"a\"\npublisher = \"h\"\ngrants = { http = [\"nonsense\"] }",
+                "HTTP grant `nonsense`",
+            ),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlimits = { memory_bytes_max = 999999999 }", "memory"),
         ] {
             let error = error(&format!("[[subscription]]\n{text}"));

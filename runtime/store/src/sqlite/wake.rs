@@ -59,10 +59,7 @@ impl Wakes {
 
 /// Watches the file for commits with new messages, of any process, until the handle is aborted. Its looks are no round
 /// trips: they come by the clock, not by the message.
-pub(super) async fn watch(
-    mut connection: SqliteConnection,
-    wakes: Arc<Wakes>,
-) -> Result<AbortHandle, StoreError> {
+pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -> Result<AbortHandle, StoreError> {
     let mut version = file_version(&mut connection).await?;
     wakes.seen.fetch_max(newest_message(&mut connection).await?, Ordering::AcqRel);
     let watch = tokio::spawn(async move {
