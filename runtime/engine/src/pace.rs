@@ -28,19 +28,18 @@ impl Pace {
     }
 
     pub fn claimed(&self, payload_bytes: usize, messages: usize) {
-        if messages > 0 {
-            smooth(&self.payload_bytes, (payload_bytes / messages) as u64);
+        if let Some(average) = payload_bytes.checked_div(messages) {
+            smooth(&self.payload_bytes, average as u64);
         }
     }
 
     /// Deliveries to claim at once, from one a slot up to `max`.
     pub fn claim_limit(&self, slots: u32, max: u32, time: Duration, bytes: usize) -> u32 {
         let nanos = self.message_nanos.load(Ordering::Relaxed);
-        let by_time = if nanos == 0 {
+        let by_time = match u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).checked_div(nanos) {
+            Some(messages) => messages.saturating_mul(u64::from(slots)),
             // Nothing has run yet: enough to find out.
-            u64::from(slots) * 4
-        } else {
-            u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / nanos * u64::from(slots)
+            None => u64::from(slots) * 4,
         };
         let payload = self.payload_bytes.load(Ordering::Relaxed).max(1);
         let by_bytes = (bytes as u64 / payload).max(1);

@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(rule_unstarted(&subscription(), 2), None);
         assert!(matches!(
             rule_unstarted(&subscription(), 3),
-            Some(Verdict::DeadLetter { reason: Reason::LEASE_EXPIRED, .. })
+            Some(Verdict::DeadLetter { reason, .. }) if reason == Reason::LEASE_EXPIRED
         ));
     }
 }

@@ -87,11 +87,7 @@ impl Fixture {
     async fn new(database: Database) -> Self {
         database.storage().migrate().await.unwrap();
         let store = database.storage().open().await.unwrap();
-        let fixture = Self { store, database };
-        if let Ok(sabotage) = std::env::var("SABOTAGE") {
-            fixture.sql().await.run(&sabotage).await;
-        }
-        fixture
+        Self { store, database }
     }
 
     pub fn storage(&self) -> Storage {

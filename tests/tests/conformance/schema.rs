@@ -185,7 +185,7 @@ async fn a_missing_file_is_made_only_if_asked_for() {
     let file = temp_file().unwrap();
     let mut options = SqliteOptions::new(file.path());
     options.create = false;
-    let error = SqliteStore::open(options.clone()).await.err().expect("there is no file");
+    let error = SqliteStore::open(options.clone()).await.expect_err("there is no file");
     assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
     assert!(!file.path().exists());
     options.create = true;

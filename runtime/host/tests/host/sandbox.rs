@@ -173,7 +173,7 @@ async fn a_publisher_is_ended_as_a_whole_and_may_have_sent() {
     assert_eq!(done.len(), 2);
     for invocation in &done {
         assert!(
-            matches!(&invocation.result, Err(Failure::UnknownOutcome { reason: Reason::TIMEOUT, .. })),
+            matches!(&invocation.result, Err(Failure::UnknownOutcome { reason, .. }) if *reason == Reason::TIMEOUT),
             "{:?}",
             invocation.result
         );

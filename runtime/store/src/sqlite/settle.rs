@@ -262,9 +262,11 @@ async fn find_lost(reader: &mut Reader, group: &[Settlement]) -> Result<Vec<usiz
             SELECT 1 FROM laneway_delivery d WHERE d.id = p.value ->> 0 AND d.lease_token = p.value ->> 1
         )";
     let mut lost: Vec<usize> = positions(reader, query, json(&pairs)?).await?;
-    // The same delivery twice in a group is settled once.
+    // The same delivery twice in a group is settled once, by the first whose lease holds.
+    let stale: HashSet<usize> = lost.iter().copied().collect();
     let mut seen = HashSet::new();
-    lost.extend(group.iter().enumerate().filter(|(_, s)| !seen.insert(s.delivery)).map(|(position, _)| position));
+    let again = group.iter().enumerate().filter(|(i, s)| !stale.contains(i) && !seen.insert(s.delivery));
+    lost.extend(again.map(|(position, _)| position));
     lost.sort_unstable();
     lost.dedup();
     Ok(lost)

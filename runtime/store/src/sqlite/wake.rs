@@ -1,7 +1,6 @@
 //! Wake-ups: of commits of this store at once, of those of other processes by watching the file.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::connection::classify;
+use super::connection::{classify, now_ms};
 
 /// Between two looks while others are committing.
 const LOOK_BUSY: Duration = Duration::from_millis(1);
@@ -22,12 +21,15 @@ const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// After a failed look.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// After more messages than this at once, all are woken: to look whose they are would take longer.
+const EACH_MAX: i64 = 2000;
+
 /// Who waits for work.
 #[derive(Default)]
 pub(super) struct Wakes {
     waiting: Mutex<HashMap<SubscriptionId, Arc<Notify>>>,
-    /// Newest message that somebody was woken for. All older ones are covered: there is one writer at a time.
-    seen: AtomicI64,
+    /// Told of commits of this very store.
+    look: Notify,
 }
 
 impl Wakes {
@@ -45,11 +47,16 @@ impl Wakes {
         notify.notified().await;
     }
 
-    /// Wakes all for messages up to this one, unless they were woken for it already.
+    /// A commit of this store wrote messages: the watch looks at once.
     pub(super) fn committed(&self, newest: Option<i64>) {
-        let Some(newest) = newest else { return };
-        if self.seen.fetch_max(newest, Ordering::AcqRel) < newest {
-            for notify in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        if newest.is_some() {
+            self.look.notify_one();
+        }
+    }
+
+    fn wake(&self, which: impl Fn(SubscriptionId) -> bool) {
+        for (subscription, notify) in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if which(*subscription) {
                 // Keeps a permit for one who is about to wait.
                 notify.notify_one();
             }
@@ -61,18 +68,29 @@ impl Wakes {
 /// trips: they come by the clock, not by the message.
 pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -> Result<AbortHandle, StoreError> {
     let mut version = file_version(&mut connection).await?;
-    wakes.seen.fetch_max(newest_message(&mut connection).await?, Ordering::AcqRel);
+    // All older messages are covered: there is one writer at a time, so numbers are in the order of commits.
+    let mut seen = newest_message(&mut connection).await?;
     let watch = tokio::spawn(async move {
         let mut changed_at = Instant::now();
         let mut pause = LOOK_QUIET;
         loop {
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = wakes.look.notified() => {}
+            }
             let look = async {
                 let found = file_version(&mut connection).await?;
                 if found == version {
                     return Ok(false);
                 }
-                wakes.committed(Some(newest_message(&mut connection).await?));
+                let newest = newest_message(&mut connection).await?;
+                if newest > seen + EACH_MAX {
+                    wakes.wake(|_| true);
+                } else if newest > seen {
+                    let due = due_since(&mut connection, seen).await?;
+                    wakes.wake(|subscription| due.contains(&subscription.0));
+                }
+                seen = seen.max(newest);
                 version = found;
                 Ok::<_, StoreError>(true)
             };
@@ -104,4 +122,17 @@ async fn newest_message(connection: &mut SqliteConnection) -> Result<i64, StoreE
     let query = "-- wake.newest_message
         SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'laneway_message'), 0)";
     sqlx::query_scalar(query).fetch_one(connection).await.map_err(classify)
+}
+
+/// The subscriptions that got a due delivery of a message after this one.
+async fn due_since(connection: &mut SqliteConnection, seen: i64) -> Result<HashSet<i32>, StoreError> {
+    // A delivery's number begins with its message's: these are the last rows of the table.
+    let query = concat!(
+        "-- wake.due_since
+        SELECT DISTINCT subscription_id FROM laneway_delivery
+        WHERE id >= (? + 1) * 1048576 AND available_at <= ",
+        now_ms!()
+    );
+    let found: Vec<i32> = sqlx::query_scalar(query).bind(seen).fetch_all(connection).await.map_err(classify)?;
+    Ok(found.into_iter().collect())
 }
