@@ -16,7 +16,7 @@ use laneway_tests::plugin;
 /// Messages of the neighbour.
 const NEIGHBOUR: usize = 10_000;
 /// Timeout of the hostile subscription.
-const TIMEOUT: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Memory of a guest: enough to make an answer of 100 MB, twice.
 const MEMORY_BYTES_MAX: usize = 256 << 20;

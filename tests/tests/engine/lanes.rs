@@ -18,7 +18,8 @@ async fn a_primary_message_waits_for_at_most_one_backfill_message_a_slot() {
     let play = play(move |call| {
         log.lock().unwrap().push(call.message.priority);
         async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // Long beside the time that a commit takes to be seen, on a busy machine too.
+            tokio::time::sleep(Duration::from_millis(200)).await;
             Ok(Effects::default())
         }
     });
@@ -26,7 +27,7 @@ async fn a_primary_message_waits_for_at_most_one_backfill_message_a_slot() {
     running.wait_for("some backfill", |stats| stats.completed >= 3).await;
     let before = order.lock().unwrap().len();
     rig.enqueue(1).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
     let order = order.lock().unwrap().clone();
     let position =
         order.iter().position(|priority| *priority == Priority::NORMAL).expect("the primary message ran");
