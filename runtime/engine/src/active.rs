@@ -1,6 +1,5 @@
 //! A subscription that this node is working on: what its relay, its slots and the settler share.
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,6 @@ pub(crate) struct Active {
     pub lanes: Lanes,
     pub overlay: Arc<Overlay>,
     pub pace: Pace,
-    /// Messages that slots are running.
-    pub running: AtomicUsize,
     /// Told when a delivery was put back for a time that the relay does not know of.
     pub rescheduled: Notify,
     paused_until: Mutex<Option<Instant>>,
@@ -35,7 +32,6 @@ impl Active {
             invoker: binding.invoker,
             lanes: Lanes::default(),
             pace: Pace::default(),
-            running: AtomicUsize::new(0),
             rescheduled: Notify::new(),
             paused_until: Mutex::new(None),
         }

@@ -1,7 +1,6 @@
 //! The relay of one subscription: claims what is due, as far as there is room, and sleeps when nothing is.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use laneway_core::{Batch, ClaimRequest, Lane, Store, StoreError};
@@ -148,14 +147,12 @@ impl Relay {
             }
         };
         let work = self.work.clone();
-        let busy = work.running.load(Ordering::Relaxed) > 0;
         // The database's clock may tick coarser than ours: look a moment after the due time, not just before.
         let time = (until_due + Duration::from_millis(1)).min(self.options.poll_interval);
         tokio::select! {
             () = self.store.woken(work.id) => {}
             () = tokio::time::sleep(time) => {}
             () = work.rescheduled.notified() => {}
-            () = work.lanes.drained.notified(), if !busy => {}
             _ = self.draining.changed() => {}
         }
     }

@@ -2,7 +2,6 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -29,10 +28,7 @@ pub(crate) async fn run(work: Arc<Active>, settler: Arc<Settler>, interrupt: Int
     let mut items = Vec::with_capacity(batch);
     let mut since_yield = 0;
     while work.lanes.next(batch, low_water, &mut items).await {
-        work.running.fetch_add(items.len(), Ordering::Relaxed);
-        let count = items.len();
         attempt(&work, &settler, &interrupt, &mut items).await;
-        work.running.fetch_sub(count, Ordering::Relaxed);
         since_yield += 1;
         if since_yield >= YIELD_EVERY {
             since_yield = 0;
