@@ -47,7 +47,8 @@ pub struct Batch {
     pub deliveries: Vec<Delivery>,
 }
 
-/// A lease to be renewed, for those of its deliveries that are still in hand.
+/// A lease to be renewed, for those of its deliveries that are still in hand. A store may renew all of a lease that is
+/// not settled.
 #[derive(Debug, Clone)]
 pub struct Renewal {
     /// Whose deliveries.

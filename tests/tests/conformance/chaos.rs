@@ -95,7 +95,7 @@ conformance! {
         }
         let mut sql = fixture.sql().await;
         let drained = timeout(Duration::from_secs(40), async {
-            while sql.count("delivery").await > 0 {
+            while sql.count("owed").await > 0 {
                 sleep(Duration::from_millis(50)).await;
             }
         });

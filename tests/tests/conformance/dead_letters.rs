@@ -57,7 +57,7 @@ conformance! {
         fixture.settle_all(&[settlement(&batch, 0, verdict.clone())]).await;
         let mut sql = fixture.sql().await;
         assert_eq!(
-            (sql.count("delivery").await, sql.count("dead_letter").await, sql.count("marker").await),
+            (sql.count("owed").await, sql.count("dead_letter").await, sql.count("marker").await),
             (0, 1, 0)
         );
         assert_eq!(fixture.settle(&[settlement(&batch, 0, verdict)]).await, (vec![0], vec![]));
@@ -76,7 +76,7 @@ conformance! {
         let group = [settlement(&batch, 0, dead(Reason::TRAP, "x")), failing];
         assert!(fixture.store.settle(&group).await.is_err());
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("delivery").await, sql.count("dead_letter").await), (2, 0), "half of it happened");
+        assert_eq!((sql.count("owed").await, sql.count("dead_letter").await), (2, 0), "half of it happened");
     }
 
     async fn an_error_of_the_largest_size_is_kept_whole(fixture: &Fixture) {

@@ -84,7 +84,7 @@ conformance! {
         }
         assert_eq!(callers.join_all().await.into_iter().sum::<usize>(), 20);
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("message").await, sql.count("delivery").await), (20, 20));
+        assert_eq!((sql.count("message").await, sql.count("owed").await), (20, 20));
     }
 
     async fn each_matching_subscription_gets_its_own_delivery(fixture: &Fixture) {

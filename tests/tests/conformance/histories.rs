@@ -322,7 +322,7 @@ impl Run<'_> {
     }
 
     async fn check(&mut self) {
-        assert_eq!(self.sql.count("delivery").await, 0, "something is left");
+        assert_eq!(self.sql.count("owed").await, 0, "something is left");
         assert_eq!(self.sql.count("message").await, self.written.len() as i64);
         let count = |end| self.model.owed.values().filter(|owed| owed.end == Some(end)).count() as i64;
         let (completed, dead) = (count(End::Completed), count(End::Dead));

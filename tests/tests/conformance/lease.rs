@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use laneway_core::{ClaimRequest, DeliveryId, NewMessage, Renewal, Verdict};
+use laneway_core::{ClaimRequest, MessageId, NewMessage, Renewal, Verdict};
 use tokio::task::JoinSet;
 
 use crate::fixture::*;
@@ -33,9 +33,7 @@ conformance! {
                 let request = ClaimRequest { limit: 1 + claimer as u32 * 3, ..request(subscription) };
                 while let Some(batch) = store.claim(request).await.unwrap() {
                     assert!(batch.deliveries.len() <= request.limit as usize);
-                    held.extend(
-                        batch.deliveries.iter().map(|delivery| (delivery.id, batch.token, delivery.attempt)),
-                    );
+                    held.extend(batch.deliveries.into_iter().map(|one| (one.message.id, one.attempt)));
                 }
                 held
             });
@@ -43,17 +41,17 @@ conformance! {
         let mut held: Vec<_> = claimers.join_all().await.into_iter().flatten().collect();
         // A claimer may have found nothing only because another was at it.
         while let Some(batch) = fixture.claim(subscription).await {
-            held.extend(batch.deliveries.iter().map(|delivery| (delivery.id, batch.token, delivery.attempt)));
+            held.extend(batch.deliveries.into_iter().map(|one| (one.message.id, one.attempt)));
         }
-        let mut holders: HashMap<DeliveryId, usize> = HashMap::new();
-        for (delivery, _, attempt) in &held {
-            *holders.entry(*delivery).or_default() += 1;
-            assert_eq!(*attempt, 1);
+        let mut holders: HashMap<MessageId, usize> = HashMap::new();
+        for (message, attempt) in held {
+            *holders.entry(message).or_default() += 1;
+            assert_eq!(attempt, 1);
         }
         assert!(holders.values().all(|&holders| holders == 1));
         assert_eq!(holders.len(), ROWS);
         assert_eq!(
-            fixture.sql().await.number("select count(*) from @delivery where attempt = 1").await,
+            fixture.sql().await.number("select count(*) from @owed where attempt = 1").await,
             ROWS as i64
         );
     }
@@ -113,7 +111,7 @@ conformance! {
         let mut sql = fixture.sql().await;
         let (hour, slack) = (sql.span(HOUR), sql.span(Duration::from_secs(30)));
         let within = format!(
-            "select count(*) from @delivery
+            "select count(*) from @owed
              where available_at > now() + {hour} - {slack} and available_at <= now() + {hour}"
         );
         assert_eq!(sql.number(&within).await, 1, "the lease ends an hour from the database's now");
@@ -170,16 +168,20 @@ conformance! {
         assert_eq!(ids(&fixture.claim_some(subscriptions[0]).await), ["m1"], "the current lease was not prolonged");
     }
 
-    async fn a_renewal_of_some_deliveries_leaves_the_rest(fixture: &Fixture) {
+    async fn a_lease_is_renewed_for_what_is_left_of_it(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
-        fixture.enqueue_ids(&["a", "b"]).await;
+        fixture.enqueue_ids(&["a", "b", "c"]).await;
         let lease = Duration::from_millis(300);
         let batch = fixture.store.claim(ClaimRequest { lease, ..request(subscription) }).await.unwrap().unwrap();
+        let again = Verdict::Retry { delay: Duration::ZERO, counted: true, error: None };
+        fixture.settle_all(&[complete(&batch, 0), settlement(&batch, 1, again)]).await;
         let mut renewal = renewal(&batch, HOUR);
-        renewal.deliveries.remove(0);
+        renewal.deliveries.drain(..2);
         assert_eq!(fixture.store.renew(&[renewal]).await.unwrap(), []);
         tokio::time::sleep(lease + Duration::from_millis(50)).await;
-        assert_eq!(ids(&fixture.claim_some(subscription).await), ["a"]);
+        let next = fixture.claim_some(subscription).await;
+        assert_eq!((ids(&next), next.deliveries[0].attempt), (vec!["b"], 2));
+        fixture.settle_all(&[complete(&batch, 2)]).await;
     }
 
     async fn a_release_is_due_at_once_and_does_not_count(fixture: &Fixture) {

@@ -56,7 +56,7 @@ conformance! {
         again.emits.push(message("child"));
         assert_eq!(fixture.settle(&[again]).await, (vec![], vec![0]));
         let mut sql = fixture.sql().await;
-        assert_eq!((fixture.counter("n").await, sql.count("delivery").await, sql.count("marker").await), (1, 0, 1));
+        assert_eq!((fixture.counter("n").await, sql.count("owed").await, sql.count("marker").await), (1, 0, 1));
         assert_eq!(sql.count("message").await, 1);
     }
 
@@ -82,7 +82,7 @@ conformance! {
             committed => panic!("{committed:?}"),
         }
         assert_eq!(fixture.state("k").await, None);
-        assert_eq!(fixture.sql().await.count("delivery").await, 2);
+        assert_eq!(fixture.sql().await.count("owed").await, 2);
         // Without its state it is settled as the duplicate that it is.
         let bare = settlement(&batch, duplicate, Verdict::Complete { mark: true });
         assert_eq!(fixture.settle(&[bare]).await, (vec![], vec![0]));
@@ -162,7 +162,7 @@ conformance! {
         }
         assert_eq!(fixture.counter("n").await, 2 * ROUNDS as i64);
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("marker").await, sql.count("delivery").await), (2 * ROUNDS as i64, 0));
+        assert_eq!((sql.count("marker").await, sql.count("owed").await), (2 * ROUNDS as i64, 0));
     }
 
     async fn a_marker_that_another_commits_meanwhile_makes_a_duplicate(fixture: &Fixture) {

@@ -8,7 +8,7 @@ use crate::fixture::*;
 
 /// The deliveries with all that a settlement may change.
 const ROWS: &str =
-    "select message_seq || '/' || available_at || '/' || attempt || '/' || lease_token from @delivery order by 1";
+    "select message_seq || '/' || available_at || '/' || attempt || '/' || lease_token from @owed order by 1";
 
 fn retry(delay: Duration, counted: bool) -> Verdict {
     Verdict::Retry { delay, counted, error: Some(ErrorText::new("it rained")) }
@@ -32,10 +32,10 @@ conformance! {
         let batch = fixture.claim_some(subscription).await;
         fixture.settle_all(&[complete(&batch, 1)]).await;
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("delivery").await, sql.count("message").await), (1, 2));
+        assert_eq!((sql.count("owed").await, sql.count("message").await), (1, 2));
         assert_eq!(sql.texts("select message_id from @marker").await, ["b"]);
         fixture.settle_all(&[settlement(&batch, 0, Verdict::Complete { mark: false })]).await;
-        assert_eq!((sql.count("delivery").await, sql.count("marker").await), (0, 1));
+        assert_eq!((sql.count("owed").await, sql.count("marker").await), (0, 1));
     }
 
     async fn a_stale_token_settles_nothing_whatever_its_verdict(fixture: &Fixture) {
@@ -96,7 +96,7 @@ conformance! {
         }
         assert_eq!(fixture.state("k").await, None);
         assert_eq!(
-            (fixture.counter("count").await, sql.count("delivery").await, sql.count("marker").await),
+            (fixture.counter("count").await, sql.count("owed").await, sql.count("marker").await),
             (0, 2, 0)
         );
         // What stood in the way is left out, as the engine does.
@@ -117,7 +117,7 @@ conformance! {
         let (mut lost, duplicates) = fixture.settle(&crossed).await;
         lost.sort_unstable();
         assert_eq!((lost, duplicates), (vec![0, 1, 2], vec![]));
-        assert_eq!((fixture.counter("count").await, fixture.sql().await.count("delivery").await), (0, 4));
+        assert_eq!((fixture.counter("count").await, fixture.sql().await.count("owed").await), (0, 4));
     }
 
     async fn a_stale_and_the_current_lease_of_one_delivery_in_one_group(fixture: &Fixture) {
@@ -137,7 +137,7 @@ conformance! {
         let (mut lost, duplicates) = fixture.settle(&group).await;
         lost.sort_unstable();
         assert_eq!((lost, duplicates), (vec![0, 3], vec![]), "the order in the group does not decide who holds");
-        assert_eq!((fixture.counter("count").await, fixture.sql().await.count("delivery").await), (2, 0));
+        assert_eq!((fixture.counter("count").await, fixture.sql().await.count("owed").await), (2, 0));
     }
 
     async fn one_settlement_twice_in_a_group_happens_once(fixture: &Fixture) {
@@ -159,7 +159,7 @@ conformance! {
         assert_eq!((sql.count("dead_letter").await, sql.count("message").await), (1, 3));
         // Either of the two about the third message may be the one that happens; both may not.
         let completed = i64::from(lost.contains(&4));
-        assert_eq!((fixture.counter("count").await, sql.count("delivery").await), (1 + completed, 1 - completed));
+        assert_eq!((fixture.counter("count").await, sql.count("owed").await), (1 + completed, 1 - completed));
     }
 
     async fn a_lost_lease_does_not_keep_its_neighbours_from_settling(fixture: &Fixture) {
@@ -177,7 +177,7 @@ conformance! {
         assert_eq!(fixture.counter("count").await, 1);
         let mut sql = fixture.sql().await;
         assert_eq!(
-            (sql.count("delivery").await, sql.count("dead_letter").await),
+            (sql.count("owed").await, sql.count("dead_letter").await),
             (1 + 1, 1),
             "the retry, and the child"
         );
@@ -263,7 +263,7 @@ conformance! {
             assert_eq!(fixture.counter(&format!("of-{subscription}")).await, 150);
         }
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("delivery").await, sql.count("marker").await), (0, 450));
+        assert_eq!((sql.count("owed").await, sql.count("marker").await), (0, 450));
     }
 
     async fn emitted_messages_fan_out_and_keep_what_they_were_given(fixture: &Fixture) {
@@ -300,7 +300,7 @@ conformance! {
         let settlement = Settlement { emits: vec![message("child")], ..complete(&batch, 0) };
         fixture.settle_all(&[settlement, complete(&batch, 1)]).await;
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("message").await, sql.count("delivery").await), (2, 0));
+        assert_eq!((sql.count("message").await, sql.count("owed").await), (2, 0));
     }
 
     async fn a_refused_emit_leaves_the_whole_group_undone(fixture: &Fixture) {
@@ -319,7 +319,7 @@ conformance! {
             other => panic!("{other:?}"),
         }
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("delivery").await, sql.count("message").await, sql.count("marker").await), (2, 2, 0));
+        assert_eq!((sql.count("owed").await, sql.count("message").await, sql.count("marker").await), (2, 2, 0));
         assert_eq!(fixture.counter("count").await, 0);
         fixture.settle_all(&group[..1]).await;
     }

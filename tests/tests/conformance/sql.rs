@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// A connection that knows nothing of the store. In its statements `@name` is the table of that name, and `now()`
-/// is the database's clock at this moment.
+/// A connection that knows nothing of the store. In its statements `@name` is the table of that name, `@owed`
+/// the deliveries that are not settled, leased or not, and `now()` is the database's clock at this moment.
 pub enum Sql {
     Sqlite(Box<SqliteConnection>),
     Postgres(Box<PgConnection>),
@@ -25,6 +25,7 @@ impl Sql {
     fn written(&self, sql: &str) -> AssertSqlSafe<String> {
         AssertSqlSafe(match self {
             Self::Sqlite(_) => sql
+                .replace("@owed", "laneway_delivery")
                 .replace('@', "laneway_")
                 .replace("now()", "CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER)"),
             Self::Postgres(_) => sql.replace('@', "laneway.").replace("now()", "clock_timestamp()"),
@@ -86,18 +87,42 @@ impl Sql {
         self.number(&format!("select count(*) from @{table}")).await
     }
 
-    /// Lets all leases end now.
+    /// Lets all leases end now; answers the deliveries that they held.
     pub async fn expire_leases(&mut self) -> u64 {
         self.make_due("lease_token is not null").await
     }
 
-    /// Lets some deliveries be due now.
+    /// Lets some deliveries be due now; the condition is on the columns of `@owed`.
     pub async fn make_due(&mut self, which: &str) -> u64 {
         let ago = self.span(Duration::from_millis(1));
         // Its order among what is due stays: moved only if it is not due yet.
+        let which = format!("available_at > now() and ({which})");
+        if let Self::Sqlite(_) = self {
+            return self.run(&format!("update @owed set available_at = now() - {ago} where {which}")).await;
+        }
+        let owed = self.number(&format!("select count(*) from @owed where {which}")).await;
+        // Of a lease that holds others too, only these end.
         self.run(&format!(
-            "update @delivery set available_at = now() - {ago} where available_at > now() and ({which})"
+            "create temp table ending on commit drop as
+                 select lease_token, message_seq from @owed where lease_token is not null and {which};
+             insert into @delivery (message_seq, subscription_id, lane, priority, available_at, attempt,
+                     first_attempt_at, last_error)
+                 select message_seq, subscription_id, lane, priority, now() - {ago}, attempt, first_attempt_at,
+                     last_error
+                 from @owed where (lease_token, message_seq) in (select * from ending)
+                     and exists (select from @lease l where l.token = lease_token
+                         and (select count(*) from ending e where e.lease_token = token) < bit_count(open));
+             update @lease l set leased_until = now() - {ago}
+                 where bit_count(open) = (select count(*) from ending where lease_token = token);
+             update @lease l set open = open & ~(
+                     select bit_or(set_bit(l.open # l.open, array_position(l.message_seqs, e.message_seq) - 1, 1))
+                     from ending e where e.lease_token = l.token)
+                 where token in (select lease_token from ending) and leased_until > now();
+             update @delivery set available_at = now() - {ago}
+                 where (message_seq, subscription_id) in
+                     (select message_seq, subscription_id from @owed where lease_token is null and {which})"
         ))
-        .await
+        .await;
+        owed.cast_unsigned()
     }
 }

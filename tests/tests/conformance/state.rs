@@ -61,7 +61,7 @@ conformance! {
         };
         assert_eq!(fixture.settle_stale(&*fixture.store, &[link(0), link(1)]).await, ["k"]);
         assert_eq!(fixture.state("k").await, None);
-        assert_eq!(fixture.sql().await.count("delivery").await, 2);
+        assert_eq!(fixture.sql().await.count("owed").await, 2);
     }
 
     async fn a_conflict_between_two_nodes_is_reported_and_nothing_is_committed(fixture: &Fixture) {
@@ -89,7 +89,7 @@ conformance! {
         assert_eq!(fixture.state("beside").await.as_deref(), Some("first"));
         assert_eq!(fixture.counter("n").await, 1);
         let mut sql = fixture.sql().await;
-        assert_eq!((sql.count("message").await, sql.count("marker").await, sql.count("delivery").await), (3, 1, 3));
+        assert_eq!((sql.count("message").await, sql.count("marker").await, sql.count("owed").await), (3, 1, 3));
 
         let mut again = on(&b, "second", 2);
         again.reads = vec![read("k", Some(StateVersion(1)))];

@@ -1,6 +1,5 @@
 //! Leases on due deliveries.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,23 +9,57 @@ use laneway_core::{
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::connection::{Database, Instant, Outcome, Session, microseconds, span, unreadable};
+use super::connection::{Database, Outcome, Session, microseconds, span, unreadable};
+use super::lease::CLAIM_MAX;
 
 /// Leases due deliveries of one lane.
 ///
-/// Due rows are not one range of the index: behind those of each priority come the ones that are delayed or leased.
-/// So the claim hops from priority to priority, one probe each, and reads the due rows of each from the front; the
-/// outer limit ends the hopping. A plain `ORDER BY ... LIMIT` would read over all that is not due.
+/// Due rows are not one range of the index: behind those of each priority come the ones that are delayed. So the
+/// claim hops from priority to priority, one probe each, and reads the due rows of each from the front; the outer
+/// limit ends the hopping. A plain `ORDER BY ... LIMIT` would read over all that is not due.
 ///
-/// Beside 1,000,000 delayed, 100,000 leased and 1,000,000 backfill rows, finding and locking 512 deliveries reads
-/// 556 pages, and 527 without them; the whole claim reads 9,641, and 9,113 beside as many rows of another
-/// subscription. What remains is the height of the indexes: each row is entered into two, at one page a level.
+/// What it takes leaves `delivery` and becomes one row of `lease`. An update in place would enter each row into two
+/// indexes again, at one page for each level of trees that grow with what is not due.
 ///
-/// Rows are updated by their physical place, which the locks hold still: a join by key would look each up once
-/// more.
+/// Rows are deleted by their physical place, which the locks hold still: a join by key would look each up once more.
 pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome<Option<Batch>> {
+    loop {
+        let taken = take(database, &request).await?;
+        // What came back is not in the snapshot of the statement that brought it back. Beside a batch it waits for the
+        // next claim, and the statement's notification sees to it that one comes.
+        if taken.batch.is_some() || !taken.returned {
+            return Ok(taken.batch);
+        }
+    }
+}
+
+/// What one statement did.
+struct Taken {
+    batch: Option<Batch>,
+    /// Whether deliveries of leases that had ended are due again.
+    returned: bool,
+}
+
+async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
     let query = "-- delivery.claim
-        WITH RECURSIVE level AS (
+        WITH RECURSIVE ended AS (
+            DELETE FROM laneway.lease l USING (
+                SELECT e.token FROM laneway.lease e WHERE e.subscription_id = $1 AND e.leased_until <= now()
+                ORDER BY e.leased_until LIMIT 8 FOR UPDATE SKIP LOCKED
+            ) e WHERE l.token = e.token
+            RETURNING l.*
+        ), returned AS (
+            INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
+                attempt, lane, last_error)
+            SELECT u.message_seq, l.leased_until, coalesce(u.first_attempt_at, l.leased_at), l.subscription_id,
+                u.priority, u.attempt, l.lane, u.last_error
+            FROM ended l
+            CROSS JOIN LATERAL unnest(l.message_seqs, l.priorities, l.attempts, l.first_attempts_at, l.last_errors)
+                WITH ORDINALITY AS u(message_seq, priority, attempt, first_attempt_at, last_error, place)
+            WHERE get_bit(l.open, u.place::integer - 1) = 1
+                AND EXISTS (SELECT FROM laneway.message m WHERE m.seq = u.message_seq)
+            ON CONFLICT (message_seq, subscription_id) DO NOTHING
+        ), level AS (
             (SELECT d.priority FROM laneway.delivery d
                 WHERE d.subscription_id = $1 AND d.lane = $2 ORDER BY d.priority DESC LIMIT 1)
             UNION ALL
@@ -43,51 +76,64 @@ pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome
                 ORDER BY d.available_at, d.message_seq LIMIT $3
                 FOR UPDATE SKIP LOCKED
             ) ready LIMIT $3
-        ), claimed AS (
-            UPDATE laneway.delivery d SET
-                lease_token = (SELECT nextval('laneway.lease_token')),
-                available_at = now() + $4::bigint * interval '1 microsecond',
-                attempt = d.attempt + 1,
-                first_attempt_at = coalesce(d.first_attempt_at, now())
-            FROM due WHERE d.ctid = due.place
-            RETURNING d.message_seq, d.lease_token, d.attempt, d.first_attempt_at, due.available_at AS due_at
+        ), taken AS (
+            DELETE FROM laneway.delivery d USING due WHERE d.ctid = due.place
+            RETURNING d.message_seq, d.priority, d.attempt + 1 AS attempt, d.first_attempt_at, d.last_error,
+                due.available_at
+        ), leased AS (
+            INSERT INTO laneway.lease (leased_until, message_seq_min, message_seq_max, subscription_id, lane, open,
+                message_seqs, priorities, attempts, first_attempts_at, last_errors)
+            SELECT now() + $4::bigint * interval '1 microsecond', min(t.message_seq), max(t.message_seq), $1, $2,
+                repeat('1', count(*)::integer)::bit varying, array_agg(t.message_seq), array_agg(t.priority),
+                array_agg(t.attempt), array_agg(t.first_attempt_at), array_agg(t.last_error)
+            FROM (SELECT * FROM taken ORDER BY priority DESC, available_at, message_seq) t
+            HAVING count(*) > 0
+            RETURNING token, message_seqs, attempts, first_attempts_at
         )
-        SELECT c.message_seq, c.lease_token, c.attempt, c.due_at,
-            CASE WHEN c.attempt > 1 THEN (extract(epoch FROM now() - c.first_attempt_at) * 1000000)::bigint END,
+        SELECT (SELECT count(pg_notify('laneway', e.subscription_id::text)) FROM ended e) > 0, c.token, c.place, c.attempt, c.since_first_attempt,
             m.id, m.topic, m.key, m.priority, m.payload, m.content_type,
             CASE WHEN m.headers <> '{}' THEN m.headers::text END, m.tenant, k.message_id IS NOT NULL
-        FROM claimed c
-        JOIN laneway.message m ON m.seq = c.message_seq
+        FROM (VALUES (1)) always
+        LEFT JOIN (
+            SELECT l.token, u.place, u.message_seq, u.attempt, CASE WHEN u.attempt > 1
+                THEN (extract(epoch FROM now() - u.first_attempt_at) * 1000000)::bigint END AS since_first_attempt
+            FROM leased l CROSS JOIN LATERAL unnest(l.message_seqs, l.attempts, l.first_attempts_at)
+                WITH ORDINALITY AS u(message_seq, attempt, first_attempt_at, place)
+        ) c ON true
+        LEFT JOIN laneway.message m ON m.seq = c.message_seq
         LEFT JOIN laneway.marker k ON $5 AND k.subscription_id = $1 AND k.message_id = m.id";
     let statement = sqlx::query(query)
         .bind(request.subscription.0)
         .bind(request.lane.number())
-        .bind(i64::from(request.limit))
+        .bind(i64::from(request.limit.min(CLAIM_MAX)))
         .bind(microseconds(request.lease))
         .bind(request.check_markers);
     let rows = database.connection().await?.all(statement).await?;
-    let Some(first) = rows.first() else { return Ok(None) };
-    let token = LeaseToken(first.try_get(1)?);
-    let mut deliveries = rows
-        .iter()
-        .map(|row| Ok((row.try_get::<Instant, _>(3)?, delivery(row, &request)?)))
-        .collect::<Outcome<Vec<_>>>()?;
-    // The database need not keep the order from claiming to answering.
-    deliveries.sort_by_key(|(due_at, delivery)| (Reverse(delivery.message.priority), *due_at, delivery.id));
-    let deliveries = deliveries.into_iter().map(|(_, delivery)| delivery).collect();
-    Ok(Some(Batch { subscription: request.subscription, token, deliveries }))
+    let Some(first) = rows.first() else { return Err(unreadable("a claim was not answered")) };
+    let returned = first.try_get(0)?;
+    let Some(token) = first.try_get(1)? else { return Ok(Taken { batch: None, returned }) };
+    let mut deliveries =
+        rows.iter().filter_map(|row| delivery(row, request).transpose()).collect::<Outcome<Vec<_>>>()?;
+    // The database need not keep the order from leasing to answering.
+    deliveries.sort_by_key(|delivery| delivery.id);
+    let batch = Batch { subscription: request.subscription, token: LeaseToken(token), deliveries };
+    Ok(Taken { batch: (!batch.deliveries.is_empty()).then_some(batch), returned })
 }
 
-fn delivery(row: &PgRow, request: &ClaimRequest) -> Outcome<Delivery> {
-    let attempt: i32 = row.try_get(2)?;
-    Ok(Delivery {
-        id: DeliveryId(row.try_get(0)?),
+/// `None` if its message was deleted meanwhile; the lease's end then removes it.
+fn delivery(row: &PgRow, request: &ClaimRequest) -> Outcome<Option<Delivery>> {
+    if row.try_get::<Option<&str>, _>(5)?.is_none() {
+        return Ok(None);
+    }
+    let attempt: i32 = row.try_get(3)?;
+    Ok(Some(Delivery {
+        id: DeliveryId(row.try_get(2)?),
         lane: request.lane,
         message: message(row)?,
         attempt: u32::try_from(attempt).map_err(unreadable)?,
         since_first_attempt: row.try_get::<Option<i64>, _>(4)?.map_or(Duration::ZERO, span),
         processed: row.try_get(13)?,
-    })
+    }))
 }
 
 fn message(row: &PgRow) -> Outcome<Message> {

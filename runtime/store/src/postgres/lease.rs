@@ -1,5 +1,6 @@
 //! Leases in hand, and when the next delivery becomes due.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use laneway_core::{DeliveryId, LeaseToken, Renewal, SubscriptionId};
@@ -10,58 +11,151 @@ use super::connection::{Database, Outcome, Session, is_collision, microseconds, 
 /// Renewals are tried this often when other transactions stand in their way.
 const TRIES: u32 = 5;
 
-/// Renews leases, all in one statement. Answers those that no longer held.
+/// Most deliveries of one lease.
+pub(super) const CLAIM_MAX: u32 = 4096;
+
+/// Some deliveries of each of several leases: how a statement is told which deliveries are meant.
+///
+/// A delivery is known by its place in its lease, from 1.
+pub(super) struct Selection {
+    tokens: Vec<i64>,
+    /// Whose each lease must be.
+    subscriptions: Vec<i32>,
+    /// For each lease a text of 0 and 1, one for each place up to the last one selected.
+    masks: Vec<String>,
+    /// For each delivery the position of its lease in `tokens`, from 1.
+    leases: Vec<i32>,
+    /// For each delivery its place; 0 if it can be none, or is selected already.
+    places: Vec<i32>,
+}
+
+impl Selection {
+    /// Of deliveries sorted by lease: statements lock leases in this order, so that none wait in a circle.
+    pub(super) fn new(deliveries: impl IntoIterator<Item = (LeaseToken, SubscriptionId, DeliveryId)>) -> Self {
+        let mut selection = Self {
+            tokens: Vec::new(),
+            subscriptions: Vec::new(),
+            masks: Vec::new(),
+            leases: Vec::new(),
+            places: Vec::new(),
+        };
+        for (token, subscription, delivery) in deliveries {
+            if selection.tokens.last() != Some(&token.0) || selection.subscriptions.last() != Some(&subscription.0)
+            {
+                selection.tokens.push(token.0);
+                selection.subscriptions.push(subscription.0);
+                selection.masks.push(String::new());
+            }
+            selection.leases.push(i32::try_from(selection.tokens.len()).unwrap_or(i32::MAX));
+            let place = selection.select(delivery);
+            selection.places.push(place.map_or(0, u32::cast_signed));
+        }
+        selection
+    }
+
+    /// Marks a delivery of the last lease. `None` if it is marked already, or can be none.
+    fn select(&mut self, delivery: DeliveryId) -> Option<u32> {
+        let place = u32::try_from(delivery.0).ok().filter(|place| (1..=CLAIM_MAX).contains(place))?;
+        let mask = self.masks.last_mut()?;
+        let index = place as usize - 1;
+        if mask.len() <= index {
+            mask.extend(std::iter::repeat_n('0', index + 1 - mask.len()));
+        }
+        if mask.as_bytes()[index] == b'1' {
+            return None;
+        }
+        mask.replace_range(index..=index, "1");
+        Some(place)
+    }
+
+    pub(super) fn tokens(&self) -> &[i64] {
+        &self.tokens
+    }
+
+    pub(super) fn subscriptions(&self) -> &[i32] {
+        &self.subscriptions
+    }
+
+    pub(super) fn masks(&self) -> &[String] {
+        &self.masks
+    }
+
+    pub(super) fn leases(&self) -> &[i32] {
+        &self.leases
+    }
+
+    pub(super) fn places(&self) -> &[i32] {
+        &self.places
+    }
+
+    /// Which of the deliveries, by their position in the selection, a statement did not reach. It answers leases by
+    /// their position in `tokens`, from 1, and for each a text of 0 and 1 that says which places it reached.
+    pub(super) fn missed(&self, leases: &[i32], reached: &[String]) -> Vec<usize> {
+        let mut by_lease = vec![""; self.tokens.len()];
+        for (lease, reached) in leases.iter().zip(reached) {
+            if let Some(slot) = usize::try_from(lease - 1).ok().and_then(|lease| by_lease.get_mut(lease)) {
+                *slot = reached;
+            }
+        }
+        let was_reached = |lease: i32, place: i32| {
+            let (Ok(lease), Ok(place)) = (usize::try_from(lease - 1), usize::try_from(place - 1)) else {
+                return false;
+            };
+            by_lease.get(lease).and_then(|reached| reached.as_bytes().get(place)) == Some(&b'1')
+        };
+        let deliveries = self.leases.iter().zip(&self.places).enumerate();
+        deliveries
+            .filter(|(_, (lease, place))| !was_reached(**lease, **place))
+            .map(|(position, _)| position)
+            .collect()
+    }
+}
+
+/// Renews leases, all in one statement. Answers the deliveries that they no longer cover.
 pub(super) async fn renew(database: &Database, renewals: &[Renewal]) -> Outcome<Vec<(LeaseToken, DeliveryId)>> {
-    let mut leases: Vec<(i64, i32, i64, i64)> = renewals
+    let mut renewals: Vec<&Renewal> = renewals.iter().collect();
+    renewals.sort_unstable_by_key(|renewal| renewal.token);
+    let deliveries: Vec<(LeaseToken, SubscriptionId, DeliveryId)> = renewals
         .iter()
         .flat_map(|renewal| {
-            renewal.deliveries.iter().map(move |delivery| {
-                (delivery.0, renewal.subscription.0, renewal.token.0, microseconds(renewal.lease))
-            })
+            renewal.deliveries.iter().map(|&delivery| (renewal.token, renewal.subscription, delivery))
         })
         .collect();
-    if leases.is_empty() {
+    if deliveries.is_empty() {
         return Ok(Vec::new());
     }
-    // In the order in which settlements lock rows, so that neither waits for the other in a circle.
-    leases.sort_unstable();
+    let lengths: HashMap<LeaseToken, i64> =
+        renewals.iter().map(|renewal| (renewal.token, microseconds(renewal.lease))).collect();
+    let selection = Selection::new(deliveries.iter().copied());
+    let lengths: Vec<i64> = selection.tokens().iter().map(|token| lengths[&LeaseToken(*token)]).collect();
     let mut tries = 0;
     loop {
         tries += 1;
-        match renew_sorted(database, &leases).await {
+        match renew_selected(database, &selection, &lengths).await {
             Err(error) if is_collision(&error) && tries < TRIES => {}
-            done => return done,
+            done => {
+                let missed = done?;
+                let lost = missed.into_iter().map(|position| (deliveries[position].0, deliveries[position].2));
+                return Ok(lost.collect());
+            }
         }
     }
 }
 
-async fn renew_sorted(
-    database: &Database,
-    leases: &[(i64, i32, i64, i64)],
-) -> Outcome<Vec<(LeaseToken, DeliveryId)>> {
-    let query = "-- delivery.renew
-        WITH held AS (
-            UPDATE laneway.delivery d SET available_at = now() + g.lease * interval '1 microsecond'
-            FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::bigint[]) WITH ORDINALITY
-                AS g(message_seq, subscription_id, lease_token, lease, place)
-            WHERE d.message_seq = g.message_seq AND d.subscription_id = g.subscription_id
-                AND d.lease_token = g.lease_token
-            RETURNING g.place
+async fn renew_selected(database: &Database, selection: &Selection, lengths: &[i64]) -> Outcome<Vec<usize>> {
+    let query = "-- lease.renew
+        WITH renewed AS (
+            UPDATE laneway.lease l SET leased_until = now() + g.length * interval '1 microsecond'
+            FROM unnest($1::bigint[], $2::integer[], $3::bigint[]) WITH ORDINALITY
+                AS g(token, subscription_id, length, lease)
+            WHERE l.token = g.token AND l.subscription_id = g.subscription_id
+            RETURNING g.lease::integer, l.open::text
         )
-        SELECT CASE WHEN count(*) < cardinality($1) THEN coalesce(array_agg(place), '{}') END FROM held";
-    let statement = sqlx::query(query)
-        .bind(leases.iter().map(|lease| lease.0).collect::<Vec<_>>())
-        .bind(leases.iter().map(|lease| lease.1).collect::<Vec<_>>())
-        .bind(leases.iter().map(|lease| lease.2).collect::<Vec<_>>())
-        .bind(leases.iter().map(|lease| lease.3).collect::<Vec<_>>());
-    let held: Option<Vec<i64>> = database.connection().await?.one(statement).await?.try_get(0)?;
-    let Some(mut held) = held else { return Ok(Vec::new()) };
-    held.sort_unstable();
-    Ok((1..)
-        .zip(leases)
-        .filter(|(place, _)| held.binary_search(place).is_err())
-        .map(|(_, lease)| (LeaseToken(lease.2), DeliveryId(lease.0)))
-        .collect())
+        SELECT coalesce(array_agg(lease), '{}'), coalesce(array_agg(open), '{}') FROM renewed";
+    let statement = sqlx::query(query).bind(selection.tokens()).bind(selection.subscriptions()).bind(lengths);
+    let row = database.connection().await?.one(statement).await?;
+    let (leases, open): (Vec<i32>, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(selection.missed(&leases, &open))
 }
 
 /// Time until the earliest delivery that is not yet due becomes so. One probe for each lane and priority.
@@ -80,11 +174,16 @@ pub(super) async fn next_due(database: &Database, subscription: SubscriptionId) 
             ) below
         )
         SELECT (extract(epoch FROM min(later.available_at) - now()) * 1000000)::bigint
-        FROM level CROSS JOIN LATERAL (
-            SELECT d.available_at FROM laneway.delivery d
-            WHERE d.subscription_id = $1 AND d.lane = level.lane AND d.priority = level.priority
-                AND d.available_at > now()
-            ORDER BY d.available_at LIMIT 1
+        FROM (
+            SELECT waiting.available_at FROM level CROSS JOIN LATERAL (
+                SELECT d.available_at FROM laneway.delivery d
+                WHERE d.subscription_id = $1 AND d.lane = level.lane AND d.priority = level.priority
+                    AND d.available_at > now()
+                ORDER BY d.available_at LIMIT 1
+            ) waiting
+            UNION ALL
+            (SELECT l.leased_until FROM laneway.lease l WHERE l.subscription_id = $1 AND l.leased_until > now()
+                ORDER BY l.leased_until LIMIT 1)
         ) later";
     let row = database.connection().await?.one(sqlx::query(query).bind(subscription.0)).await?;
     Ok(row.try_get::<Option<i64>, _>(0)?.map(span))

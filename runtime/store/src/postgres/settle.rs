@@ -6,8 +6,10 @@ use laneway_core::{
     ErrorText, NewMessage, PluginDigest, SettleReport, Settlement, StateConflict, Verdict, state_changes,
 };
 use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 
-use super::connection::{Database, Outcome, Session, is_collision, microseconds};
+use super::connection::{Database, Outcome, Session, Statement, is_collision, microseconds};
+use super::lease::Selection;
 use super::{enqueue, state};
 
 /// A group is tried this often when other transactions stand in its way.
@@ -91,11 +93,9 @@ impl Fenced {
         SettleReport::Conflict(StateConflict { lost: self.lost, duplicates: self.duplicates, stale })
     }
 
-    /// Notes those that a statement did not reach. `held` are the places that it did reach, from 1; `None` is all.
-    fn lost_of(&mut self, part: &[Placed<'_>], held: Option<Vec<i64>>) {
-        let Some(held) = held else { return };
-        let held: HashSet<i64> = held.into_iter().collect();
-        self.lost.extend((1..).zip(part).filter(|(place, _)| !held.contains(place)).map(|(_, placed)| placed.0));
+    /// Notes those that a statement did not reach.
+    fn lost_of(&mut self, part: &[Placed<'_>], missed: Vec<usize>) {
+        self.lost.extend(missed.into_iter().map(|missed| part[missed].0));
     }
 }
 
@@ -124,7 +124,7 @@ impl<'a> Parts<'a> {
         }
         for part in [&mut parts.complete, &mut parts.retry, &mut parts.dead] {
             part.sort_unstable_by_key(|(position, settlement)| {
-                (settlement.delivery, settlement.subscription, *position)
+                (settlement.token, settlement.subscription, settlement.delivery, *position)
             });
         }
         parts
@@ -150,98 +150,136 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn deliveries(part: &[Placed<'_>]) -> Vec<i64> {
-    part.iter().map(|(_, settlement)| settlement.delivery.0).collect()
+fn selection(part: &[Placed<'_>]) -> Selection {
+    Selection::new(part.iter().map(|(_, settled)| (settled.token, settled.subscription, settled.delivery)))
 }
 
-fn subscriptions(part: &[Placed<'_>]) -> Vec<i32> {
-    part.iter().map(|(_, settlement)| settlement.subscription.0).collect()
+/// The fence, at the head of each statement that ends deliveries. `$1`, `$2` and `$3` are the leases of a [`Selection`],
+/// whose they are and their masks, `$4` is the number of deliveries; more arrays, first the lease and the place of each delivery, tell what
+/// becomes of them.
+///
+/// `held` says which of the deliveries asked for each lease still has open, and those are closed. `g` has a row for
+/// each of these, `total` what there is to answer.
+macro_rules! fence {
+    ($arrays:literal as $columns:literal) => {
+        concat!(
+            "WITH held AS MATERIALIZED (
+                SELECT f.*, f.open & ~f.held AS rest FROM (
+                    SELECT a.lease::integer, l.token, l.open,
+                        l.open & rpad(a.mask, length(l.open), '0')::bit varying AS held
+                    FROM unnest($1::bigint[], $2::integer[], $3::text[]) WITH ORDINALITY
+                        AS a(token, subscription_id, mask, lease)
+                    JOIN laneway.lease l ON l.token = a.token AND l.subscription_id = a.subscription_id
+                    ORDER BY a.lease FOR UPDATE OF l
+                ) f
+            ), emptied AS (
+                DELETE FROM laneway.lease l USING held h WHERE l.token = h.token AND bit_count(h.rest) = 0
+            ), kept AS (
+                UPDATE laneway.lease l SET open = h.rest FROM held h
+                WHERE l.token = h.token AND bit_count(h.rest) > 0 AND bit_count(h.held) > 0
+            ), g AS MATERIALIZED (
+                SELECT g.*, h.token
+                FROM unnest($5::integer[], $6::integer[], ",
+            $arrays,
+            ") AS g(lease, place, ",
+            $columns,
+            ") JOIN held h ON h.lease = g.lease
+                WHERE g.place BETWEEN 1 AND length(h.held) AND get_bit(h.held, g.place - 1) = 1
+            ), total AS (
+                SELECT CASE WHEN coalesce(sum(bit_count(held)), 0) < $4
+                        THEN coalesce(array_agg(lease), '{}') END AS leases,
+                    CASE WHEN coalesce(sum(bit_count(held)), 0) < $4
+                        THEN coalesce(array_agg(held::text), '{}') END AS reached
+                FROM held
+            ), "
+        )
+    };
 }
 
-fn tokens(part: &[Placed<'_>]) -> Vec<i64> {
-    part.iter().map(|(_, settlement)| settlement.token.0).collect()
+/// The part that a statement did not reach, from the first columns of its answer.
+fn missed(selection: &Selection, row: &PgRow) -> Outcome<Vec<usize>> {
+    let reached: Option<(Vec<i32>, Vec<String>)> =
+        row.try_get::<Option<_>, _>(0)?.zip(row.try_get::<Option<_>, _>(1)?);
+    Ok(reached.map_or_else(Vec::new, |(leases, reached)| selection.missed(&leases, &reached)))
 }
 
-fn messages<'a>(part: &[Placed<'a>]) -> Vec<&'a str> {
-    part.iter().map(|(_, settlement)| settlement.message.as_str()).collect()
+/// Begins a statement with the fence's values.
+fn fenced<'q>(query: &'static str, selection: &'q Selection) -> Statement<'q> {
+    let count = i64::try_from(selection.places().len()).unwrap_or(i64::MAX);
+    sqlx::query(query).bind(selection.tokens()).bind(selection.subscriptions()).bind(selection.masks()).bind(count)
 }
 
-/// Removes completed deliveries and writes their markers. Only a difference in the counts makes it answer which.
-async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced: &mut Fenced) -> Outcome<()> {
-    let query = "-- settle.complete
-        WITH held AS (
-            DELETE FROM laneway.delivery d
-            USING unnest($1::bigint[], $2::integer[], $3::bigint[], $4::text[], $5::boolean[]) WITH ORDINALITY
-                AS g(message_seq, subscription_id, lease_token, message_id, mark, place)
-            WHERE d.message_seq = g.message_seq AND d.subscription_id = g.subscription_id
-                AND d.lease_token = g.lease_token
-            RETURNING g.place, g.subscription_id, g.message_id, g.mark
-        ), marked AS (
+/// Ends completed deliveries and writes their markers. Only a difference in the counts makes it answer which.
+async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &mut Fenced) -> Outcome<()> {
+    let query = concat!(
+        "-- settle.complete\n",
+        fence!("$7::integer[], $8::text[]" as "subscription_id, message_id"),
+        "marked AS (
             INSERT INTO laneway.marker (subscription_id, message_id)
-            SELECT h.subscription_id, h.message_id FROM held h WHERE h.mark
+            SELECT g.subscription_id, g.message_id FROM g
             ON CONFLICT (subscription_id, message_id) DO NOTHING
             RETURNING subscription_id, message_id
-        ), total AS (
-            SELECT count(*) AS held, count(*) FILTER (WHERE mark) AS marking,
-                (SELECT count(*) FROM marked) AS marked
-            FROM held
+        ), counted AS (
+            SELECT (SELECT count(*) FROM g) > (SELECT count(*) FROM marked) AS duplicates
         )
-        SELECT
-            CASE WHEN t.held < cardinality($1)
-                THEN coalesce((SELECT array_agg(place) FROM held), '{}') END,
-            CASE WHEN t.marked < t.marking
-                THEN coalesce((SELECT array_agg(subscription_id) FROM marked), '{}') END,
-            CASE WHEN t.marked < t.marking
-                THEN coalesce((SELECT array_agg(message_id) FROM marked), '{}') END
-        FROM total t";
-    let marks = |settlement: &Settlement| matches!(settlement.verdict, Verdict::Complete { mark: true });
-    let statement = sqlx::query(query)
-        .bind(deliveries(part))
-        .bind(subscriptions(part))
-        .bind(tokens(part))
-        .bind(messages(part))
-        .bind(part.iter().map(|(_, settlement)| marks(settlement)).collect::<Vec<_>>());
+        SELECT t.leases, t.reached,
+            CASE WHEN c.duplicates THEN coalesce((SELECT array_agg(subscription_id) FROM marked), '{}') END,
+            CASE WHEN c.duplicates THEN coalesce((SELECT array_agg(message_id) FROM marked), '{}') END
+        FROM total t CROSS JOIN counted c"
+    );
+    let selection = selection(part);
+    // Only what is to be marked needs a row of its own.
+    let marking = || {
+        part.iter()
+            .enumerate()
+            .filter(|(_, (_, settlement))| matches!(settlement.verdict, Verdict::Complete { mark: true }))
+    };
+    let statement = fenced(query, &selection)
+        .bind(marking().map(|(number, _)| selection.leases()[number]).collect::<Vec<_>>())
+        .bind(marking().map(|(number, _)| selection.places()[number]).collect::<Vec<_>>())
+        .bind(marking().map(|(_, (_, settlement))| settlement.subscription.0).collect::<Vec<_>>())
+        .bind(marking().map(|(_, (_, settlement))| settlement.message.as_str()).collect::<Vec<_>>());
     let row = session.one(statement).await?;
-    fenced.lost_of(part, row.try_get(0)?);
+    fenced_out.lost_of(part, missed(&selection, &row)?);
     let marked: Option<(Vec<i32>, Vec<String>)> =
-        row.try_get::<Option<_>, _>(1)?.zip(row.try_get::<Option<_>, _>(2)?);
+        row.try_get::<Option<_>, _>(2)?.zip(row.try_get::<Option<_>, _>(3)?);
     if let Some((subscriptions, messages)) = marked {
         let marked: HashSet<(i32, &str)> =
             subscriptions.into_iter().zip(messages.iter().map(String::as_str)).collect();
-        let lost: HashSet<usize> = fenced.lost.iter().copied().collect();
-        let duplicates = part.iter().filter(|(position, settlement)| {
-            marks(settlement)
-                && !lost.contains(position)
-                && !marked.contains(&(settlement.subscription.0, settlement.message.as_str()))
+        let lost: HashSet<usize> = fenced_out.lost.iter().copied().collect();
+        let duplicates = marking().filter(|(_, (position, settlement))| {
+            !lost.contains(position) && !marked.contains(&(settlement.subscription.0, settlement.message.as_str()))
         });
-        fenced.duplicates.extend(duplicates.map(|(position, _)| *position));
+        fenced_out.duplicates.extend(duplicates.map(|(_, (position, _))| *position));
     }
     Ok(())
 }
 
-/// Hands deliveries back, due after their delay. Answers the places whose lease held; `None` is all.
-async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Option<Vec<i64>>> {
+/// Hands deliveries back, due after their delay. Answers those whose lease no longer held.
+async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<usize>> {
     // An attempt that does not count leaves no trace: the first that counts starts the clock. What is due at once
-    // may be picked up by another node, which must hear of it.
-    let query = "-- settle.retry
-        WITH held AS (
-            UPDATE laneway.delivery d SET
-                available_at = now() + g.delay * interval '1 microsecond',
-                lease_token = NULL,
-                attempt = CASE WHEN g.counted THEN d.attempt ELSE greatest(d.attempt - 1, 0) END,
-                first_attempt_at = CASE WHEN g.counted OR d.attempt > 1 THEN d.first_attempt_at END,
-                last_error = CASE WHEN g.counted THEN g.error ELSE d.last_error END
-            FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::bigint[], $5::boolean[], $6::text[])
-                WITH ORDINALITY AS g(message_seq, subscription_id, lease_token, delay, counted, error, place)
-            WHERE d.message_seq = g.message_seq AND d.subscription_id = g.subscription_id
-                AND d.lease_token = g.lease_token
-            RETURNING g.place, d.subscription_id, g.delay
+    // may be picked up by another node, which must hear of it. A message that was deleted is owed to nobody.
+    let query = concat!(
+        "-- settle.retry\n",
+        fence!("$7::bigint[], $8::boolean[], $9::text[]" as "delay, counted, error"),
+        "due AS (
+            INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
+                attempt, lane, last_error)
+            SELECT l.message_seqs[g.place], now() + g.delay * interval '1 microsecond',
+                CASE WHEN g.counted OR l.attempts[g.place] > 1
+                    THEN coalesce(l.first_attempts_at[g.place], l.leased_at) END,
+                l.subscription_id, l.priorities[g.place],
+                CASE WHEN g.counted THEN l.attempts[g.place] ELSE greatest(l.attempts[g.place] - 1, 0) END,
+                l.lane, CASE WHEN g.counted THEN g.error ELSE l.last_errors[g.place] END
+            FROM g JOIN laneway.lease l ON l.token = g.token
+            WHERE EXISTS (SELECT FROM laneway.message m WHERE m.seq = l.message_seqs[g.place])
+            ON CONFLICT (message_seq, subscription_id) DO NOTHING
+            RETURNING subscription_id, available_at
         )
-        SELECT
-            CASE WHEN (SELECT count(*) FROM held) < cardinality($1)
-                THEN coalesce((SELECT array_agg(place) FROM held), '{}') END,
-            (SELECT count(pg_notify('laneway', due.subscription_id::text))
-                FROM (SELECT DISTINCT subscription_id FROM held WHERE delay = 0) due)";
+        SELECT t.leases, t.reached, (SELECT count(pg_notify('laneway', d.subscription_id::text))
+            FROM (SELECT DISTINCT subscription_id FROM due WHERE available_at <= now()) d)
+        FROM total t"
+    );
     let retries: Vec<(i64, bool, Option<&str>)> = part
         .iter()
         .filter_map(|(_, settlement)| match &settlement.verdict {
@@ -251,36 +289,30 @@ async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Optio
             Verdict::Complete { .. } | Verdict::DeadLetter { .. } => None,
         })
         .collect();
-    let statement = sqlx::query(query)
-        .bind(deliveries(part))
-        .bind(subscriptions(part))
-        .bind(tokens(part))
+    let selection = selection(part);
+    let statement = fenced(query, &selection)
+        .bind(selection.leases())
+        .bind(selection.places())
         .bind(retries.iter().map(|retry| retry.0).collect::<Vec<_>>())
         .bind(retries.iter().map(|retry| retry.1).collect::<Vec<_>>())
         .bind(retries.iter().map(|retry| retry.2).collect::<Vec<_>>());
-    session.one(statement).await?.try_get(0)
+    missed(&selection, &session.one(statement).await?)
 }
 
-/// Moves deliveries to the dead letters. Answers the places whose lease held; `None` is all.
-async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Option<Vec<i64>>> {
-    let query = "-- settle.bury
-        WITH held AS (
-            DELETE FROM laneway.delivery d
-            USING unnest($1::bigint[], $2::integer[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[])
-                WITH ORDINALITY
-                AS g(message_seq, subscription_id, lease_token, message_id, reason, error, plugin, place)
-            WHERE d.message_seq = g.message_seq AND d.subscription_id = g.subscription_id
-                AND d.lease_token = g.lease_token
-            RETURNING g.place, d.message_seq, g.message_id, d.subscription_id, d.lane, d.priority, g.reason,
-                g.error, d.attempt, d.first_attempt_at, g.plugin
-        ), buried AS (
+/// Moves deliveries to the dead letters. Answers those whose lease no longer held.
+async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<usize>> {
+    let query = concat!(
+        "-- settle.bury\n",
+        fence!("$7::text[], $8::text[], $9::text[], $10::text[]" as "message_id, reason, error, plugin"),
+        "buried AS (
             INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason,
                 error, attempts, first_attempt_at, plugin)
-            SELECT message_seq, message_id, subscription_id, lane, priority, reason, error, attempt,
-                first_attempt_at, plugin
-            FROM held
+            SELECT l.message_seqs[g.place], g.message_id, l.subscription_id, l.lane, l.priorities[g.place], g.reason,
+                g.error, l.attempts[g.place], coalesce(l.first_attempts_at[g.place], l.leased_at), g.plugin
+            FROM g JOIN laneway.lease l ON l.token = g.token
         )
-        SELECT CASE WHEN count(*) < cardinality($1) THEN coalesce(array_agg(place), '{}') END FROM held";
+        SELECT t.leases, t.reached FROM total t"
+    );
     let dead: Vec<(&str, &str, Option<&str>)> = part
         .iter()
         .filter_map(|(_, settlement)| match &settlement.verdict {
@@ -290,13 +322,13 @@ async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Option
             Verdict::Complete { .. } | Verdict::Retry { .. } => None,
         })
         .collect();
-    let statement = sqlx::query(query)
-        .bind(deliveries(part))
-        .bind(subscriptions(part))
-        .bind(tokens(part))
-        .bind(messages(part))
+    let selection = selection(part);
+    let statement = fenced(query, &selection)
+        .bind(selection.leases())
+        .bind(selection.places())
+        .bind(part.iter().map(|(_, settlement)| settlement.message.as_str()).collect::<Vec<_>>())
         .bind(dead.iter().map(|letter| letter.0).collect::<Vec<_>>())
         .bind(dead.iter().map(|letter| letter.1).collect::<Vec<_>>())
         .bind(dead.iter().map(|letter| letter.2).collect::<Vec<_>>());
-    session.one(statement).await?.try_get(0)
+    missed(&selection, &session.one(statement).await?)
 }

@@ -86,12 +86,20 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
 
 async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneStatus>> {
     let query = "-- view.lanes
-        SELECT d.subscription_id, d.lane,
-            count(*) FILTER (WHERE d.available_at <= now()),
-            count(*) FILTER (WHERE d.available_at > now() AND d.lease_token IS NOT NULL),
-            count(*) FILTER (WHERE d.available_at > now() AND d.lease_token IS NULL),
-            extract(epoch FROM now() - min(d.available_at) FILTER (WHERE d.available_at <= now()))::float8
-        FROM laneway.delivery d GROUP BY d.subscription_id, d.lane";
+        SELECT o.subscription_id, o.lane, sum(o.due)::bigint, sum(o.leased)::bigint, sum(o.delayed)::bigint,
+            extract(epoch FROM now() - min(o.oldest_due))::float8
+        FROM (
+            SELECT d.subscription_id, d.lane, count(*) FILTER (WHERE d.available_at <= now()) AS due, 0 AS leased,
+                count(*) FILTER (WHERE d.available_at > now()) AS delayed,
+                min(d.available_at) FILTER (WHERE d.available_at <= now()) AS oldest_due
+            FROM laneway.delivery d GROUP BY d.subscription_id, d.lane
+            UNION ALL
+            SELECT l.subscription_id, l.lane,
+                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until <= now()), 0),
+                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until > now()), 0), 0,
+                min(l.leased_until) FILTER (WHERE l.leased_until <= now())
+            FROM laneway.lease l GROUP BY l.subscription_id, l.lane
+        ) o GROUP BY o.subscription_id, o.lane";
     session
         .all(sqlx::query(query))
         .await?
@@ -122,6 +130,26 @@ macro_rules! message_columns {
 macro_rules! with_status {
     () => {
         "CROSS JOIN LATERAL (SELECT v.status FROM laneway.message_status v WHERE v.seq = m.seq OFFSET 0) v"
+    };
+}
+
+/// Messages that leases hold open, newest first.
+macro_rules! leased_messages {
+    ($which:literal) => {
+        concat!(
+            "SELECT ",
+            message_columns!(),
+            "
+            FROM (SELECT DISTINCT u.message_seq
+                FROM laneway.lease l CROSS JOIN LATERAL unnest(l.message_seqs) WITH ORDINALITY AS u(message_seq, place)
+                WHERE get_bit(l.open, u.place::integer - 1) = 1 AND ",
+            $which,
+            ") o JOIN laneway.message m ON m.seq = o.message_seq ",
+            with_status!(),
+            "
+            WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
+            ORDER BY m.seq DESC LIMIT $3"
+        )
     };
 }
 
@@ -159,9 +187,9 @@ pub(super) async fn messages(database: &Database, filter: &MessageFilter) -> Out
             WHERE ($1::text IS NULL OR v.status = $1) AND ($2::text IS NULL OR m.topic = $2)
             ORDER BY m.seq DESC LIMIT $3"
         ),
-        Some(MessageStatus::Pending | MessageStatus::Processing) => concat!(
-            "-- view.messages_owed
-            SELECT ",
+        Some(MessageStatus::Pending) => concat!(
+            "-- view.messages_pending
+            (SELECT ",
             message_columns!(),
             "
             FROM laneway.delivery d JOIN laneway.message m ON m.seq = d.message_seq ",
@@ -170,8 +198,16 @@ pub(super) async fn messages(database: &Database, filter: &MessageFilter) -> Out
             WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
                 AND NOT EXISTS (SELECT FROM laneway.delivery e
                     WHERE e.message_seq = d.message_seq AND e.subscription_id > d.subscription_id OFFSET 0)
-            ORDER BY d.message_seq DESC LIMIT $3"
+            ORDER BY d.message_seq DESC LIMIT $3)
+            UNION
+            (",
+            leased_messages!("l.leased_until <= now()"),
+            ")
+            ORDER BY seq DESC LIMIT $3"
         ),
+        Some(MessageStatus::Processing) => {
+            concat!("-- view.messages_processing\n", leased_messages!("l.leased_until > now()"))
+        }
         Some(MessageStatus::Failed) => concat!(
             "-- view.messages_failed
             SELECT ",
@@ -209,10 +245,10 @@ pub(super) async fn message(database: &Database, id: &MessageId) -> Outcome<Opti
     let mut view = message_view(&row)?;
     view.payload = Some(printable(row.try_get(10)?));
     let query = "-- view.deliveries
-        SELECT s.name, d.lane, d.available_at, d.attempt, d.lease_token IS NOT NULL AND d.available_at > now(),
-            d.last_error
-        FROM laneway.delivery d JOIN laneway.subscription s ON s.id = d.subscription_id
-        WHERE d.message_seq = $1 ORDER BY s.name";
+        SELECT s.name, o.lane, o.available_at, o.attempt, o.lease_token IS NOT NULL AND o.available_at > now(),
+            o.last_error
+        FROM laneway.owed o JOIN laneway.subscription s ON s.id = o.subscription_id
+        WHERE o.message_seq = $1 ORDER BY s.name";
     view.deliveries = session
         .all(sqlx::query(query).bind(view.seq))
         .await?
