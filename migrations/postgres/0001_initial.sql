@@ -46,6 +46,13 @@ CREATE TABLE laneway.message (
     CONSTRAINT "headers: a JSON object whose values are strings"
         CHECK (headers = '{}' OR (jsonb_typeof(headers) = 'object'
             AND NOT jsonb_path_exists(headers, '$.* ? (@.type() != "string")'))),
+    CONSTRAINT "headers: at most 65536 bytes" CHECK (octet_length(headers::text) <= 65536),
+    CONSTRAINT "key: at most 1024 bytes" CHECK (octet_length(key) <= 1024),
+    CONSTRAINT "content_type: at most 255 bytes" CHECK (octet_length(content_type) <= 255),
+    CONSTRAINT "tenant: at most 1024 bytes" CHECK (octet_length(tenant) <= 1024),
+    CONSTRAINT "created_at and available_at: from the year 1970 to 9999" CHECK (
+        created_at BETWEEN '1970-01-01 00:00:00Z' AND '9999-12-30 22:00:00Z'
+        AND available_at BETWEEN '1970-01-01 00:00:00Z' AND '9999-12-30 22:00:00Z'),
     CONSTRAINT "stream and position: both or neither" CHECK ((stream IS NULL) = (position IS NULL))
 );
 CREATE UNIQUE INDEX message_stream_position ON laneway.message (stream, position) WHERE stream IS NOT NULL;
@@ -342,6 +349,7 @@ CREATE VIEW laneway.message_status AS
             WHEN leased.until IS NOT NULL THEN 'pending'
             WHEN EXISTS (SELECT FROM laneway.delivery d WHERE d.message_seq = m.seq) THEN 'pending'
             WHEN EXISTS (SELECT FROM laneway.dead_letter f WHERE f.message_seq = m.seq) THEN 'failed'
+            WHEN EXISTS (SELECT FROM laneway.unrouted u WHERE u.message_seq = m.seq) THEN 'unrouted'
             ELSE 'processed'
         END AS status
     FROM laneway.message m
@@ -350,4 +358,4 @@ CREATE VIEW laneway.message_status AS
         WHERE m.seq BETWEEN l.message_seq_min AND l.message_seq_max
             AND get_bit(l.open, array_position(l.message_seqs, m.seq) - 1) = 1
     ) leased;
-COMMENT ON VIEW laneway.message_status IS 'Status of each message, derived: pending, processing, processed, failed.';
+COMMENT ON VIEW laneway.message_status IS 'Status of each message, derived: pending, processing, processed, failed, unrouted.';

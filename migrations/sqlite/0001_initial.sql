@@ -1,6 +1,7 @@
 -- The outbox, its deliveries and their effects, in the application's own file: every name begins with laneway_.
 -- Producers insert with their own SQLite, which may be years old: whatever runs on their connection (defaults, checks,
--- triggers) keeps to what SQLite 3.38 knows. Times are milliseconds since 1970 UTC, by the database's clock:
+-- triggers) keeps to what SQLite 3.38 knows. They must leave trusted_schema on, as it is by default: before SQLite 3.42
+-- or so, checks and triggers may otherwise use no JSON function. Times are milliseconds since 1970 UTC, by the database's clock:
 --     CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER)
 -- A check's name is all that its violation tells the producer, so it says what is allowed.
 
@@ -37,6 +38,7 @@ CREATE TABLE laneway_message (
     payload BLOB NOT NULL,
 
     CONSTRAINT laneway_message_id_is_taken UNIQUE (id),
+    CONSTRAINT "seq: best left to the outbox; from 1 to 8796093022207" CHECK (seq BETWEEN 1 AND 8796093022207),
     -- Lengths in bytes and in characters are equal only without characters beyond ASCII and without NUL.
     CONSTRAINT "id: 1 to 200 visible ASCII characters" CHECK (typeof(id) = 'text'
         AND length(CAST(id AS BLOB)) BETWEEN 1 AND 200 AND length(CAST(id AS BLOB)) = length(id)
@@ -45,16 +47,21 @@ CREATE TABLE laneway_message (
         AND length(CAST(topic AS BLOB)) BETWEEN 1 AND 255 AND length(CAST(topic AS BLOB)) = length(topic)
         AND topic NOT GLOB '*[^A-Za-z0-9_.-]*'
         AND topic NOT GLOB '.*' AND topic NOT GLOB '*.' AND topic NOT GLOB '*..*'),
-    CONSTRAINT "key: text" CHECK (key IS NULL OR typeof(key) = 'text'),
+    CONSTRAINT "key: text of at most 1024 bytes"
+        CHECK (key IS NULL OR (typeof(key) = 'text' AND length(CAST(key AS BLOB)) <= 1024)),
     CONSTRAINT "priority: an integer of 32 bits"
         CHECK (typeof(priority) = 'integer' AND priority BETWEEN -2147483648 AND 2147483647),
-    CONSTRAINT "content_type: text" CHECK (typeof(content_type) = 'text'),
+    CONSTRAINT "content_type: text of at most 255 bytes"
+        CHECK (typeof(content_type) = 'text' AND length(CAST(content_type AS BLOB)) <= 255),
+    CONSTRAINT "headers: at most 65536 bytes" CHECK (length(CAST(headers AS BLOB)) <= 65536),
     CONSTRAINT "headers: a JSON object whose values are strings" CHECK (headers = '{}' OR (typeof(headers) = 'text'
         AND CASE WHEN json_valid(headers) THEN json_type(headers) = 'object' ELSE 0 END)),
-    CONSTRAINT "tenant: text" CHECK (tenant IS NULL OR typeof(tenant) = 'text'),
+    CONSTRAINT "tenant: text of at most 1024 bytes"
+        CHECK (tenant IS NULL OR (typeof(tenant) = 'text' AND length(CAST(tenant AS BLOB)) <= 1024)),
     CONSTRAINT "stream and position: both or neither" CHECK ((stream IS NULL) = (position IS NULL)),
     CONSTRAINT "created_at and available_at: milliseconds since 1970, as integers"
-        CHECK (typeof(created_at) = 'integer' AND typeof(available_at) IN ('integer', 'null')),
+        CHECK (typeof(created_at) = 'integer' AND typeof(available_at) IN ('integer', 'null')
+            AND created_at BETWEEN 0 AND 253402207200999 AND coalesce(available_at, 0) BETWEEN 0 AND 253402207200999),
     CONSTRAINT "payload: a blob or text" CHECK (typeof(payload) IN ('blob', 'text'))
 );
 CREATE UNIQUE INDEX laneway_message_stream_position ON laneway_message (stream, position) WHERE stream IS NOT NULL;
@@ -285,6 +292,7 @@ CREATE VIEW laneway_message_status AS
             WHEN EXISTS (SELECT 1 FROM laneway_delivery d
                 WHERE d.id BETWEEN m.seq * 1048576 AND m.seq * 1048576 + 1048575) THEN 'pending'
             WHEN EXISTS (SELECT 1 FROM laneway_dead_letter f WHERE f.message_seq = m.seq) THEN 'failed'
+            WHEN EXISTS (SELECT 1 FROM laneway_unrouted u WHERE u.message_seq = m.seq) THEN 'unrouted'
             ELSE 'processed'
         END AS status
     FROM laneway_message m;

@@ -1,6 +1,15 @@
 //! Where the tests find what `cargo xtask test` has built: the `laneway` program and the plugins.
 
+use std::env;
 use std::path::{Path, PathBuf};
+
+use laneway_testing::target_dir;
+
+/// The `laneway` program, as `cargo xtask test` says. A bare `cargo test` takes what is where it builds.
+const PROGRAM: &str = "LANEWAY_BUILT_PROGRAM";
+
+/// The directory of the plugins, likewise.
+const PLUGINS: &str = "LANEWAY_BUILT_PLUGINS";
 
 /// The workspace's folder.
 #[must_use]
@@ -8,8 +17,13 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path))
+/// The directory that cargo builds into.
+///
+/// # Panics
+/// If cargo does not tell.
+#[must_use]
+pub fn target() -> PathBuf {
+    target_dir(&root()).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// The `laneway` program.
@@ -18,7 +32,8 @@ fn target() -> PathBuf {
 /// If it is not built.
 #[must_use]
 pub fn laneway() -> PathBuf {
-    built(target().join("debug/laneway"))
+    let name = format!("laneway{}", env::consts::EXE_SUFFIX);
+    built(env::var_os(PROGRAM).map_or_else(|| target().join("debug").join(name), PathBuf::from))
 }
 
 /// A plugin by its name, such as `publish-http`.
@@ -27,7 +42,8 @@ pub fn laneway() -> PathBuf {
 /// If it is not built.
 #[must_use]
 pub fn plugin(name: &str) -> PathBuf {
-    built(target().join("plugins").join(format!("{name}.wasm")))
+    let plugins = env::var_os(PLUGINS).map_or_else(|| target().join("plugins"), PathBuf::from);
+    built(plugins.join(format!("{name}.wasm")))
 }
 
 fn built(path: PathBuf) -> PathBuf {

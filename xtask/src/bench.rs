@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{cargo, plugins};
 
@@ -16,9 +16,12 @@ pub struct BenchArgs {
 
 /// Builds and runs the benchmark.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    plugins::ensure_built()?;
-    cargo::succeed(&mut cargo::cargo(&["build", "--release", "--locked", "--package", "laneway-cli"])?)?;
-    let programs = cargo::programs()?;
-    let laneway = programs.parent().context("the build directory has no parent")?.join("release").join("laneway");
-    cargo::succeed(Command::new(laneway).arg("bench").args(&args.arguments).current_dir(cargo::root()?))
+    let plugins = plugins::ensure_built()?;
+    let programs = cargo::build(&["--release", "--package", "laneway-cli"])?;
+    let mut bench = Command::new(programs.path("laneway")?);
+    bench.arg("bench").args(&args.arguments).current_dir(cargo::root()?);
+    if !args.arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--handler")) {
+        bench.arg("--handler").arg(plugins.join("noop.wasm"));
+    }
+    cargo::succeed(&mut bench)
 }

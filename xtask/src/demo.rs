@@ -96,11 +96,11 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     let expected = Expected::of_file(&csv)?;
     ensure!(expected.flights >= 100, "{} has too few flights to kill anything in their middle", csv.display());
 
-    cargo::build_programs()?;
+    let programs = cargo::build_programs()?;
     let plugins = plugins::ensure_built()?;
     let cluster = if args.postgres { Some(postgres::start()?) } else { None };
     let receiver = Receiver::start()?;
-    let mut stage = Stage::new(interrupt, &plugins, &receiver.origin())?;
+    let mut stage = Stage::new(interrupt, &programs, &plugins, &receiver.origin())?;
     match &cluster {
         Some(cluster) => {
             cluster.create_database("flights")?;

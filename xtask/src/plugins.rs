@@ -13,6 +13,7 @@ use serde_json::Value;
 use wit_component::{ComponentEncoder, DecodedWasm};
 
 use self::toolchain::{GuestTarget, Toolchain};
+use crate::cargo;
 
 /// The packages that plugins are made from. A package can have several: its examples are plugins too.
 const PACKAGES: [&str; 4] = ["publish-http", "publish-log", "delay-stats", "laneway-test-guests"];
@@ -23,22 +24,9 @@ const STACK_BYTES: u32 = 64 * 1024;
 /// Arguments of `cargo xtask plugins`.
 #[derive(Debug, clap::Args)]
 pub struct PluginsArgs {
-    /// Directory for the components; `target/plugins` if not given
+    /// Directory for the components; `plugins` in cargo's target directory if not given
     #[arg(long)]
     pub out: Option<PathBuf>,
-}
-
-/// Where to build to.
-#[derive(Debug)]
-pub struct BuildOptions {
-    /// Directory for the components. It is made if it is missing.
-    pub out: PathBuf,
-}
-
-impl Default for BuildOptions {
-    fn default() -> Self {
-        Self { out: workspace_dir().join("target/plugins") }
-    }
 }
 
 /// Which world a plugin is of.
@@ -75,8 +63,8 @@ pub struct BuiltPlugin {
 /// # Errors
 /// Those of [`build`].
 pub fn run(args: PluginsArgs) -> anyhow::Result<()> {
-    let options = args.out.map_or_else(BuildOptions::default, |out| BuildOptions { out });
-    for plugin in build(&options)? {
+    let out = args.out.map_or_else(directory, |out| Ok(std::path::absolute(out)?))?;
+    for plugin in build(&out)? {
         let bytes = fs::metadata(&plugin.path)?.len();
         println!("{:<9} {bytes:>8} {}", plugin.kind.to_string(), plugin.path.display());
     }
@@ -88,24 +76,31 @@ pub fn run(args: PluginsArgs) -> anyhow::Result<()> {
 /// # Errors
 /// Those of [`build`].
 pub fn ensure_built() -> anyhow::Result<PathBuf> {
-    let options = BuildOptions::default();
-    build(&options)?;
-    Ok(options.out)
+    let out = directory()?;
+    build(&out)?;
+    Ok(out)
 }
 
-/// Builds the plugins. A component that has not changed is not written again.
+/// Where the components are if the user wants them nowhere else.
+fn directory() -> anyhow::Result<PathBuf> {
+    Ok(cargo::target()?.join("plugins"))
+}
+
+/// Builds the plugins into a directory, which is made if it is missing. A component that has not changed is not
+/// written again.
 ///
 /// # Errors
 /// If there is no toolchain for guests, if a plugin does not compile, or if what was built is no plugin.
-pub fn build(options: &BuildOptions) -> anyhow::Result<Vec<BuiltPlugin>> {
-    let root = workspace_dir();
-    let toolchain = toolchain::find(&root.join("target/guests"))?;
+pub fn build(out: &Path) -> anyhow::Result<Vec<BuiltPlugin>> {
+    // A target directory of its own: the caller's cargo may hold the lock of the other one.
+    let guests = cargo::target()?.join("guests");
+    let toolchain = toolchain::find(&guests)?;
     eprintln!("plugins: building with {toolchain}");
-    fs::create_dir_all(&options.out).with_context(|| format!("failed to make {}", options.out.display()))?;
+    fs::create_dir_all(out).with_context(|| format!("failed to make {}", out.display()))?;
 
     let mut plugins = Vec::new();
-    for (name, module) in compile(&root, &toolchain)? {
-        let plugin = finish(&name, &module, toolchain.target(), &options.out)
+    for (name, module) in compile(&toolchain, &guests)? {
+        let plugin = finish(&name, &module, toolchain.target(), out)
             .with_context(|| format!("failed to make a component of {}", module.display()))?;
         plugins.push(plugin);
     }
@@ -113,18 +108,12 @@ pub fn build(options: &BuildOptions) -> anyhow::Result<Vec<BuiltPlugin>> {
     Ok(plugins)
 }
 
-fn workspace_dir() -> PathBuf {
-    let mut dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    dir.pop();
-    dir
-}
-
 /// Runs cargo, and answers the names and files of what it built, or had built already.
-fn compile(root: &Path, toolchain: &Toolchain) -> anyhow::Result<Vec<(String, PathBuf)>> {
+fn compile(toolchain: &Toolchain, target_dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut cargo = toolchain.cargo();
-    cargo.current_dir(root).arg("build").args(["--lib", "--examples", "--locked", "--profile", "guest"]);
-    // A target directory of its own: the caller's cargo may hold the lock of the other one.
-    cargo.args(["--target-dir", "target/guests", "--message-format", "json-render-diagnostics"]);
+    cargo.current_dir(cargo::root()?).arg("build");
+    cargo.args(["--lib", "--examples", "--locked", "--profile", "guest"]);
+    cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(target_dir);
     for package in PACKAGES {
         cargo.args(["--package", package]);
     }

@@ -13,6 +13,12 @@ const REQUIRE_ALL: &str = "LANEWAY_REQUIRE_ALL";
 /// File that skipped tests add a line to.
 const SKIPS_FILE: &str = "LANEWAY_TEST_SKIPS";
 
+/// Where the tests find the `laneway` program.
+const PROGRAM: &str = "LANEWAY_BUILT_PROGRAM";
+
+/// Where the tests find the plugins.
+const PLUGINS: &str = "LANEWAY_BUILT_PLUGINS";
+
 /// Which tests to run
 #[derive(clap::Args)]
 pub struct TestArgs {
@@ -24,14 +30,15 @@ pub struct TestArgs {
 /// Runs the tests.
 pub fn run(args: &TestArgs) -> Result<()> {
     let require_all = env::var(REQUIRE_ALL).as_deref() == Ok("1");
-    plugins::ensure_built()?;
-    cargo::build_programs()?;
+    let plugins = plugins::ensure_built()?;
+    let programs = cargo::build_programs()?;
+    let laneway = programs.path("laneway")?;
     let cluster = start_postgres(require_all)?;
-    let skips = cargo::programs()?.join("test-skips.txt");
+    let skips = cargo::target()?.join("test-skips.txt");
     fs::write(&skips, "").with_context(|| format!("could not empty {}", skips.display()))?;
 
     let prepare = |command: &mut Command| {
-        command.env(SKIPS_FILE, &skips);
+        command.env(SKIPS_FILE, &skips).env(PROGRAM, laneway).env(PLUGINS, &plugins);
         if let Some(cluster) = &cluster {
             command.env(SERVER_URL, cluster.url("postgres"));
         }
@@ -87,7 +94,8 @@ fn report_skips(path: &Path) -> Result<usize> {
         for line in &lines {
             eprintln!("  {line}");
         }
-        eprintln!("For those that want PostgreSQL: {}.\n", postgres::HOW_TO_INSTALL);
+        eprintln!("For those that want PostgreSQL: {}.", postgres::HOW_TO_INSTALL);
+        eprintln!("For those that want libfaketime: `apt-get install faketime`.\n");
     }
     Ok(lines.len())
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use laneway_sdk::{Failure, Receipt};
 use wasip2::http::types::ErrorCode;
 
+/// Shortest pause: one of nothing, or one that is over by their clock, would be no pause at all.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest reference that is kept, in bytes.
 const REFERENCE_BYTES_MAX: usize = 1024;
 
@@ -58,11 +60,11 @@ fn text(answer: &Answer, origin: &impl Display) -> String {
 fn pause(answer: &Answer) -> Option<Duration> {
     let wanted = answer.retry_after.as_deref()?.trim();
     if let Ok(seconds) = wanted.parse() {
-        return Some(Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds).max(PAUSE_MIN));
     }
     let until = httpdate::parse_http_date(wanted).ok()?;
     let now = httpdate::parse_http_date(answer.date.as_deref()?.trim()).ok()?;
-    Some(until.duration_since(now).unwrap_or_default())
+    Some(until.duration_since(now).unwrap_or_default().max(PAUSE_MIN))
 }
 
 /// The outcome of a message whose request failed: did it reach the destination?
@@ -188,10 +190,10 @@ mod tests {
         };
         let now = Some("Wed, 21 Oct 2015 07:28:00 GMT");
         assert_eq!(pause(429, "120", None), Some(120_000));
-        assert_eq!(pause(503, " 0 ", None), Some(0));
+        assert_eq!(pause(503, " 0 ", None), Some(1000));
         assert_eq!(pause(503, "Wed, 21 Oct 2015 07:28:30 GMT", now), Some(30_000));
         assert_eq!(pause(429, "Wednesday, 21-Oct-15 07:29:00 GMT", now), Some(60_000));
-        assert_eq!(pause(429, "Wed, 21 Oct 2015 07:00:00 GMT", now), Some(0));
+        assert_eq!(pause(429, "Wed, 21 Oct 2015 07:00:00 GMT", now), Some(1000));
         assert_eq!(pause(429, "Wed, 21 Oct 2015 07:28:30 GMT", None), None);
         assert_eq!(pause(429, "soon", now), None);
         assert_eq!(pause(429, "18446744073709551615", None), Some(u64::MAX));

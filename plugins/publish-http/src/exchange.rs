@@ -71,7 +71,7 @@ fn exchange(settings: &Settings, item: &Item, timeout: Duration) -> Result<Resul
 
 fn request(settings: &Settings, item: &Item) -> Result<OutgoingRequest, Failure> {
     let fields = Fields::new();
-    for (name, value) in headers(item, &settings.headers) {
+    for (name, value) in headers(item, &settings.headers)? {
         fields
             .append(&name, value.as_bytes())
             .map_err(|error| Failure::misconfigured("bad_header", format_args!("header `{name}`: {error:?}")))?;

@@ -14,8 +14,8 @@
 //! receiver can deduplicate by it), `laneway-topic`, `laneway-attempt`, and `laneway-key` and `laneway-tenant` if
 //! the message has them, where `%` and what is not visible ASCII is percent-encoded. The message's own headers are
 //! sent as they are, but for those that HTTP itself or the above speak for, and those that no HTTP header can be. A
-//! header of the configuration replaces one of the same name. What the answer means for the message is told in
-//! `answer.rs`.
+//! header of the configuration replaces one of the same name. A message with more than 64 KiB of headers is rejected
+//! (`headers_too_large`). What the answer means for the message is told in `answer.rs`.
 
 mod answer;
 mod exchange;
@@ -31,6 +31,8 @@ use crate::settings::Settings;
 
 /// Least time that a request is begun with.
 const TIME_MIN: Duration = Duration::from_millis(20);
+/// Pause before messages whose turn did not come are tried again.
+const NO_TIME_PAUSE: Duration = Duration::from_secs(1);
 
 fn publish(batch: &[Item]) -> Result<Vec<Result<Receipt, Failure>>, Failure> {
     let settings =
@@ -40,13 +42,21 @@ fn publish(batch: &[Item]) -> Result<Vec<Result<Receipt, Failure>>, Failure> {
     let time = batch.iter().map(|item| item.attempt.deadline_ms).min().map_or(Duration::ZERO, usable);
     Ok(batch
         .iter()
-        .map(|item| match time.saturating_sub(watch.elapsed()) {
-            left if left < TIME_MIN => {
-                Err(Failure::retry("no_time", "the attempt's time was used up before this message's turn"))
-            }
-            left => exchange::send(&settings, item, left.min(settings.timeout)),
+        .map(|item| {
+            let left = begin(time.saturating_sub(watch.elapsed()))?;
+            exchange::send(&settings, item, left.min(settings.timeout))
         })
         .collect())
+}
+
+/// The time that is left for a request, if it is enough to begin one. Else the message was not sent, and its attempt
+/// does not count: other messages used up the time.
+fn begin(left: Duration) -> Result<Duration, Failure> {
+    if left < TIME_MIN {
+        let text = "not begun: the time of the batch was used up before this message's turn";
+        return Err(Failure::throttled(Some(NO_TIME_PAUSE), text));
+    }
+    Ok(left)
 }
 
 /// The part of an attempt's time that requests may take: the rest is for saying how they ended, since an attempt
@@ -61,3 +71,19 @@ fn check() -> Result<(), Vec<String>> {
 }
 
 laneway_sdk::publisher!(batch = publish, validate = check);
+
+#[cfg(test)]
+mod tests {
+    use laneway_sdk::Throttle;
+
+    use super::*;
+
+    #[test]
+    fn a_message_whose_turn_does_not_come_waits_uncounted() {
+        assert_eq!(begin(TIME_MIN), Ok(TIME_MIN));
+        for left in [Duration::ZERO, TIME_MIN - Duration::from_millis(1)] {
+            let failure = begin(left).unwrap_err();
+            assert!(matches!(&failure, Failure::Throttled(Throttle { after_ms: Some(1000), .. })), "{failure:?}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Which headers a message becomes.
 
-use laneway_sdk::Item;
+use laneway_sdk::{Failure, Item};
 
 /// Headers of the connection, of the framing, or made here: a message's own do not pass.
 const RESERVED: [&str; 16] = [
@@ -22,9 +22,14 @@ const RESERVED: [&str; 16] = [
     "via",
 ];
 const PREFIX: &str = "laneway-";
+/// Most bytes of all headers of a request, as [`size`] counts them. The host ends a guest that makes twice as many.
+const HEADERS_BYTES_MAX: usize = 64 << 10;
+/// What a header takes beside its name and its value, in bytes.
+const HEADER_BYTES: usize = 64;
 
-/// The headers of a message's request: names and values, those of the configuration last.
-pub fn headers(item: &Item, configured: &[(String, String)]) -> Vec<(String, String)> {
+/// The headers of a message's request: names and values, those of the configuration last. A message with too many
+/// is rejected.
+pub fn headers(item: &Item, configured: &[(String, String)]) -> Result<Vec<(String, String)>, Failure> {
     let message = &item.message;
     let content_type = if is_header_value(&message.content_type) && !message.content_type.is_empty() {
         message.content_type.as_str()
@@ -51,7 +56,19 @@ pub fn headers(item: &Item, configured: &[(String, String)]) -> Vec<(String, Str
     }
     made.retain(|(name, _)| !configured.iter().any(|(other, _)| other.eq_ignore_ascii_case(name)));
     made.extend_from_slice(configured);
-    made
+    match size(&made) {
+        0..=HEADERS_BYTES_MAX => Ok(made),
+        size => {
+            let text =
+                format!("the request would have {size} bytes of headers; at most {HEADERS_BYTES_MAX} are sent");
+            Err(Failure::reject("headers_too_large", text))
+        }
+    }
+}
+
+/// What headers take, in bytes.
+pub fn size(headers: &[(String, String)]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len() + HEADER_BYTES).sum()
 }
 
 /// Whether a name speaks for HTTP itself or is made here.
@@ -114,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_envelope_travels_as_headers() {
-        let headers = headers(&item(&[]), &[]);
+        let headers = headers(&item(&[]), &[]).unwrap();
         assert_eq!(value(&headers, "content-type"), ["text/csv"]);
         assert_eq!(value(&headers, "content-length"), ["3"]);
         assert_eq!(value(&headers, "laneway-message-id"), ["id-1"]);
@@ -137,7 +154,8 @@ mod tests {
                 ("x-split", "a\r\nb: c"),
             ]),
             &[],
-        );
+        )
+        .unwrap();
         assert_eq!(value(&sent, "x-trace"), ["1"]);
         assert_eq!(value(&sent, "content-length"), ["3"]);
         assert_eq!(value(&sent, "laneway-message-id"), ["id-1"]);
@@ -152,8 +170,24 @@ mod tests {
             ("Authorization".to_owned(), "ours".to_owned()),
             ("Content-Type".to_owned(), "application/json".to_owned()),
         ];
-        let sent = headers(&item(&[("authorization", "theirs")]), &configured);
+        let sent = headers(&item(&[("authorization", "theirs")]), &configured).unwrap();
         assert_eq!(value(&sent, "authorization"), ["ours"]);
         assert_eq!(value(&sent, "content-type"), ["application/json"]);
+    }
+
+    #[test]
+    fn a_message_with_too_many_headers_is_rejected() {
+        let rejected = |item: &Item| match headers(item, &[]) {
+            Err(Failure::Reject(detail)) => detail.code == "headers_too_large",
+            _ => false,
+        };
+        assert!(rejected(&item(&[("x-large", &"x".repeat(HEADERS_BYTES_MAX))])));
+        assert!(!rejected(&item(&[("x-large", &"x".repeat(HEADERS_BYTES_MAX / 2))])));
+        let names: Vec<String> = (0..1100).map(|n| format!("x-{n}")).collect();
+        let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+        assert!(rejected(&item(&many)));
+        let mut keyed = item(&[]);
+        keyed.message.key = Some("ä".repeat(HEADERS_BYTES_MAX / 5));
+        assert!(rejected(&keyed), "the key counts as it is sent");
     }
 }

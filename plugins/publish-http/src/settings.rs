@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use crate::request::{is_header_name, is_header_value, is_reserved};
+use crate::request::{is_header_name, is_header_value, is_reserved, size};
 
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Most bytes of configured headers. The rest of what a request may have is for the message's.
+const HEADERS_BYTES_MAX: usize = 16 << 10;
 
 /// Where requests go, and how.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,6 +89,9 @@ fn headers(get: impl Fn(&str) -> Option<String>, errors: &mut Vec<String>) -> Ve
             }
             Some(value) => headers.push((name.to_owned(), value)),
         }
+    }
+    if size(&headers) > HEADERS_BYTES_MAX {
+        errors.push(format!("configuration key `headers`: they have over {HEADERS_BYTES_MAX} bytes"));
     }
     headers
 }
@@ -173,6 +178,13 @@ mod tests {
         for (error, wanted) in errors.iter().zip(wanted) {
             assert!(error.contains(wanted), "{error}");
         }
+    }
+
+    #[test]
+    fn configured_headers_leave_room_for_those_of_messages() {
+        let large = "x".repeat(HEADERS_BYTES_MAX);
+        let errors = read(&[("url", "http://x"), ("headers", "X-A"), ("header.X-A", &large)]).unwrap_err();
+        assert!(errors[0].contains("over 16384 bytes"), "{errors:?}");
     }
 
     #[test]

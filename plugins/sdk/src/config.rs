@@ -1,5 +1,4 @@
-//! The plugin's configuration, as the operator wrote it. A secret comes as a placeholder, which the host replaces
-//! where it leaves the sandbox.
+//! The plugin's configuration, as the operator wrote it.
 
 use std::fmt::Display;
 use std::str::FromStr;

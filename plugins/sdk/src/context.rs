@@ -39,7 +39,8 @@ impl Context {
         State::new()
     }
 
-    /// Sends a message when this one is committed, and answers its id.
+    /// Sends a message when this one is committed, and answers its id. The host ends the attempt where a key, a
+    /// content type or a header has a NUL character.
     ///
     /// # Errors
     /// [`Failure::Reject`] with code `emit_refused` if the topic is not well formed or the body is too large.

@@ -11,6 +11,8 @@ use crate::bindings::laneway::plugin::effects;
 /// A read sees the writes of this attempt and of earlier messages. If a key that was read has changed before the
 /// commit, the message is run again, and the attempt is not counted. Counters never conflict: where many messages
 /// add to one number, use [`add`](Self::add).
+///
+/// A key has at most 1,024 bytes and no NUL character; the host ends the attempt otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct State(());
 

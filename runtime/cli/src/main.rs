@@ -6,10 +6,14 @@ mod exit;
 mod logging;
 mod output;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::TypedValueParser;
+use clap::error::ErrorKind;
+use clap::{Arg, Parser, Subcommand};
+use laneway_store::Storage;
 
 use crate::commands::{
     apply, bench, config as print_config, dead_letters, enqueue, messages, migrate, run, status,
@@ -33,8 +37,15 @@ pub struct Shared {
     #[arg(long, global = true, value_name = "FILE", env = "LANEWAY_CONFIG", default_value = "laneway.toml")]
     pub config: PathBuf,
     /// Database address, before that of the configuration: sqlite://PATH or postgres://USER@HOST/DATABASE
-    #[arg(long, global = true, value_name = "URL", env = "LANEWAY_STORAGE_URL", hide_env_values = true)]
-    pub storage: Option<String>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "LANEWAY_STORAGE_URL",
+        hide_env_values = true,
+        value_parser = StorageParser
+    )]
+    pub storage: Option<Storage>,
     /// Print data as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -44,6 +55,20 @@ pub struct Shared {
     /// How to log
     #[arg(long, global = true, value_name = "FORMAT", env = "LANEWAY_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Reads a storage address. An error of clap's own would show the value, which may hold a password.
+#[derive(Clone)]
+struct StorageParser;
+
+impl TypedValueParser for StorageParser {
+    type Value = Storage;
+
+    fn parse_ref(&self, command: &clap::Command, _: Option<&Arg>, value: &OsStr) -> Result<Storage, clap::Error> {
+        let invalid = |why: &str| clap::Error::raw(ErrorKind::ValueValidation, format!("--storage: {why}\n"));
+        let url = value.to_str().ok_or_else(|| invalid("storage url is not UTF-8").with_cmd(command))?;
+        Storage::parse(url).map_err(|error| invalid(&error.to_string()).with_cmd(command))
+    }
 }
 
 #[derive(Subcommand)]
@@ -101,9 +126,12 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match done {
         Ok(()) => exit::SUCCESS.into(),
-        Err(error) => {
-            eprintln!("laneway: {error:#}");
-            exit::of(&error).into()
-        }
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(usage) => usage.exit(),
+            Err(error) => {
+                eprintln!("laneway: {error:#}");
+                exit::of(&error).into()
+            }
+        },
     }
 }

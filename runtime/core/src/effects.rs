@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{Name, NewMessage};
+use crate::{Name, NewMessage, StoreError};
 
 /// Identity of one value of one state key. Drawn at random for each write, so that a key deleted and written again
 /// never shows an old version.
@@ -81,8 +81,19 @@ impl Effects {
 
 /// State could not be read; the attempt cannot go on.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("state could not be read: {0}")]
-pub struct StateError(pub String);
+#[error("state could not be read: {text}")]
+pub struct StateError {
+    /// Why.
+    pub text: String,
+    /// Whether the same read may succeed later without anyone's help: the database's trouble, not the message's.
+    pub transient: bool,
+}
+
+impl From<StoreError> for StateError {
+    fn from(error: StoreError) -> Self {
+        Self { transient: error.is_transient(), text: error.to_string() }
+    }
+}
 
 /// Where an attempt reads state from: the database, below the writes of earlier messages that are not yet settled.
 #[async_trait]

@@ -77,6 +77,6 @@ pub struct Invocation {
 #[async_trait]
 pub trait Invoker: Send + Sync + 'static {
     /// Runs the messages and answers for each, in order. A handler gets them one by one; a publisher gets them as one
-    /// batch. Never panics and never takes longer than the attempt's timeout plus a moment.
+    /// batch. Never panics, and takes no longer than the timeout for a free instance and again for the attempt.
     async fn invoke(&self, calls: &[Call]) -> Vec<Invocation>;
 }

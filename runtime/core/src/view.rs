@@ -17,6 +17,8 @@ pub enum MessageStatus {
     Processed,
     /// A delivery ended in the dead letters.
     Failed,
+    /// No subscription matched when it was written.
+    Unrouted,
 }
 
 impl MessageStatus {
@@ -28,13 +30,16 @@ impl MessageStatus {
             Self::Processing => "processing",
             Self::Processed => "processed",
             Self::Failed => "failed",
+            Self::Unrouted => "unrouted",
         }
     }
 
     /// The status of a name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Pending, Self::Processing, Self::Processed, Self::Failed].into_iter().find(|s| s.as_str() == name)
+        [Self::Pending, Self::Processing, Self::Processed, Self::Failed, Self::Unrouted]
+            .into_iter()
+            .find(|s| s.as_str() == name)
     }
 }
 

@@ -110,9 +110,12 @@ impl Engine {
                 self.settler.push(Outcome::new(work, item, release, None));
             }
         }
-        for relay in self.relays {
-            if let Err(error) = relay.await {
-                warn!(%error, "a relay ended badly");
+        for mut relay in self.relays {
+            match tokio::time::timeout(self.grace.saturating_sub(started.elapsed()), &mut relay).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "a relay ended badly"),
+                // It waits for a database that does not answer. What it may have claimed ends with its lease.
+                Err(_) => relay.abort(),
             }
         }
         let mut interrupted = false;

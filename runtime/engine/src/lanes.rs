@@ -16,6 +16,8 @@ pub(crate) struct Item {
     pub message: Arc<Message>,
     pub attempt: u32,
     pub processed: bool,
+    /// It was run before, in this attempt: state changed under it.
+    pub began: bool,
     claimed_at: Instant,
     since_first_attempt: Duration,
 }
@@ -29,6 +31,7 @@ impl Item {
             message: Arc::new(delivery.message),
             attempt: delivery.attempt,
             processed: delivery.processed,
+            began: false,
             claimed_at,
             since_first_attempt: delivery.since_first_attempt,
         }
@@ -38,6 +41,21 @@ impl Item {
     pub fn elapsed(&self) -> Duration {
         self.since_first_attempt + self.claimed_at.elapsed()
     }
+}
+
+/// Payload bytes that a batch holds at most, if it is not one message alone: a part of what a guest's memory takes.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// From this attempt on a delivery goes alone: what it does to its batch is not to be the others' fault again.
+const ALONE_FROM_ATTEMPT: u32 = 3;
+
+/// How many deliveries from the front make a batch of at most `max`.
+fn batch_len(queue: &VecDeque<Item>, max: usize) -> usize {
+    let mut bytes = 0;
+    let fitting = queue.iter().take(max).take_while(|item| {
+        bytes += item.message.payload.len();
+        bytes <= BATCH_BYTES_MAX && item.attempt < ALONE_FROM_ATTEMPT
+    });
+    fitting.count().max(queue.len().min(max).min(1))
 }
 
 #[derive(Default)]
@@ -131,7 +149,8 @@ impl Lanes {
         self.take_all()
     }
 
-    /// Waits for work and moves up to `max` deliveries of one lane into `into`. `false` when the buffer is closed.
+    /// Waits for work and moves up to `max` deliveries of one lane into `into`: fewer if they are large, and one alone
+    /// that has failed before. `false` when the buffer is closed.
     pub async fn next(&self, max: usize, low_water: usize, into: &mut Vec<Item>) -> bool {
         loop {
             // Registered before the look, so that a push between look and wait is not missed.
@@ -146,7 +165,7 @@ impl Lanes {
                 let before = queues.len();
                 let lane = if queues.primary.is_empty() { Lane::Backfill } else { Lane::Primary };
                 let queue = queues.lane(lane);
-                let take = queue.len().min(max);
+                let take = batch_len(queue, max);
                 into.extend(queue.drain(..take));
                 if take > 0 {
                     let after = queues.len();

@@ -13,6 +13,8 @@ use laneway_core::{Effects, Name, StateEntry, StateError, StateRead, StateVersio
 
 /// Keys kept in memory after they are committed; over this, they are read again when needed.
 const CLEAN_KEYS_MAX: usize = 10_000;
+/// Bytes of values kept, likewise.
+const CLEAN_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 #[derive(Clone)]
 struct Entry {
@@ -25,6 +27,22 @@ struct Entry {
 struct Inner {
     era: u64,
     entries: HashMap<Arc<str>, Entry>,
+    /// Of all values in `entries`.
+    bytes: usize,
+}
+
+fn bytes_of(entry: Option<&StateEntry>) -> usize {
+    entry.map_or(0, |entry| entry.value.len())
+}
+
+impl Inner {
+    /// Forgets what is committed when it is too much to keep.
+    fn trim(&mut self) {
+        if self.entries.len() > CLEAN_KEYS_MAX || self.bytes > CLEAN_BYTES_MAX {
+            self.entries.retain(|_, entry| entry.pending > 0);
+            self.bytes = self.entries.values().map(|entry| bytes_of(entry.current.as_ref())).sum();
+        }
+    }
 }
 
 /// The newest state of one namespace on this node.
@@ -79,9 +97,13 @@ impl Overlay {
         let mut writes = Vec::with_capacity(effects.writes.len());
         for (key, value) in effects.writes.drain(..) {
             let version = StateVersion(rand::random());
+            let current = value.clone().map(|value| StateEntry { value, version });
+            let after = bytes_of(current.as_ref());
             let entry = inner.entries.entry(key.clone()).or_insert(Entry { current: None, pending: 0 });
-            entry.current = value.clone().map(|value| StateEntry { value, version });
+            let before = bytes_of(entry.current.as_ref());
+            entry.current = current;
             entry.pending += 1;
+            inner.bytes = inner.bytes + after - before;
             writes.push(StateWrite { namespace: self.namespace.clone(), key, value, version });
         }
         Some(queue(Accepted { reads, writes }))
@@ -98,9 +120,7 @@ impl Overlay {
                 entry.pending = entry.pending.saturating_sub(1);
             }
         }
-        if inner.entries.len() > CLEAN_KEYS_MAX {
-            inner.entries.retain(|_, entry| entry.pending > 0);
-        }
+        inner.trim();
     }
 
     /// Starts a new era: the chain cannot be committed.
@@ -108,6 +128,7 @@ impl Overlay {
         let mut inner = self.lock();
         inner.era += 1;
         inner.entries.clear();
+        inner.bytes = 0;
     }
 }
 
@@ -121,18 +142,24 @@ impl StateView for Overlay {
             }
             inner.era
         };
-        let stored = self.store.state(&self.namespace, key).await.map_err(|error| StateError(error.to_string()))?;
+        let stored = self.store.state(&self.namespace, key).await?;
         let mut inner = self.lock();
         if inner.era != era {
             // What was read may be older than the new era; the attempt will be refused by its era anyway.
             return Ok(stored);
         }
         // Another attempt may have written the key in the meantime; its value is newer.
-        let entry = inner.entries.entry(key.into()).or_insert(Entry { current: stored, pending: 0 });
-        Ok(entry.current.clone())
+        if let Some(entry) = inner.entries.get(key) {
+            return Ok(entry.current.clone());
+        }
+        // A handler that only reads commits nothing, so what it reads is trimmed here.
+        inner.bytes += bytes_of(stored.as_ref());
+        inner.entries.insert(key.into(), Entry { current: stored.clone(), pending: 0 });
+        inner.trim();
+        Ok(stored)
     }
 
     async fn counter(&self, key: &str) -> Result<i64, StateError> {
-        self.store.counter(&self.namespace, key).await.map_err(|error| StateError(error.to_string()))
+        Ok(self.store.counter(&self.namespace, key).await?)
     }
 }

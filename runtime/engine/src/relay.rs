@@ -51,8 +51,12 @@ impl Relay {
                 Ok(Look::Full) => {
                     backoff = BACKOFF.0;
                     let work = self.work.clone();
+                    // A commit may bring something for the primary lane while backfill fills the other; and what
+                    // other nodes took over makes room without a word.
                     tokio::select! {
                         () = work.lanes.drained.notified() => {}
+                        () = self.store.woken(work.id) => {}
+                        () = tokio::time::sleep(self.options.poll_interval) => {}
                         _ = self.draining.changed() => {}
                     }
                 }
@@ -90,10 +94,13 @@ impl Relay {
             self.options.prefetch_time,
             self.options.prefetch_bytes,
         );
-        // Room for two claims: the slots work on one while the next is fetched.
+        // The slots work on one claim while the next is fetched.
         let room = limit as usize;
         let in_hand = self.settler.leases.count(self.work.id);
-        if in_hand >= room * IN_HAND_CLAIMS_MAX || self.work.lanes.waiting(Lane::Primary) >= room {
+        if in_hand >= room * IN_HAND_CLAIMS_MAX
+            || self.work.lanes.waiting(Lane::Primary) >= room
+            || self.settler.is_heavy()
+        {
             return Ok(Look::Full);
         }
         if self.claim(Lane::Primary, limit).await? {

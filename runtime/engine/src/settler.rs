@@ -22,6 +22,10 @@ use crate::verdict::rule;
 
 /// First and longest wait before a commit is tried again on a database that is out of reach.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Most bytes that one commit writes, unless a single outcome writes more.
+const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes waiting to be written, over which nothing is claimed.
+const UNSETTLED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// An ended attempt that waits for its commit.
 pub(crate) struct Outcome {
@@ -35,6 +39,13 @@ pub(crate) struct Outcome {
 impl Outcome {
     pub fn new(work: &Arc<Active>, item: Item, settlement: Settlement, era: Option<u64>) -> Self {
         Self { work: work.clone(), item, settlement, era }
+    }
+
+    /// Bytes that it writes, about.
+    fn bytes(&self) -> usize {
+        let writes = self.settlement.writes.iter().map(|write| write.value.as_ref().map_or(0, |value| value.len()));
+        let emits = self.settlement.emits.iter().map(|message| message.payload.len());
+        writes.chain(emits).sum()
     }
 
     fn is_stale(&self) -> bool {
@@ -53,6 +64,8 @@ pub(crate) struct Settler {
     in_hand: AtomicUsize,
     /// Outcomes in the queue or in the commit under way.
     unsettled: AtomicUsize,
+    /// Bytes that these write.
+    unsettled_bytes: AtomicUsize,
     closed: AtomicBool,
     group_max: usize,
     group_ready: usize,
@@ -69,6 +82,7 @@ impl Settler {
             wake: Notify::new(),
             in_hand: AtomicUsize::new(0),
             unsettled: AtomicUsize::new(0),
+            unsettled_bytes: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             group_max: options.settle_group_max.max(1),
             group_ready: options.settle_group_ready.clamp(1, options.settle_group_max.max(1)),
@@ -89,6 +103,7 @@ impl Settler {
     /// Queues the outcome of one delivery.
     pub fn push(&self, outcome: Outcome) {
         self.unsettled.fetch_add(1, Ordering::AcqRel);
+        self.unsettled_bytes.fetch_add(outcome.bytes(), Ordering::AcqRel);
         let waiting = {
             let mut queue = self.lock();
             queue.push(outcome);
@@ -121,15 +136,32 @@ impl Settler {
     /// Commits groups until closed.
     pub async fn run(self: Arc<Self>) {
         while self.wait_for_group().await {
-            let mut group = {
-                let mut queue = self.lock();
-                let take = queue.len().min(self.group_max);
-                queue.drain(..take).collect::<Vec<_>>()
-            };
+            let (mut group, bytes) = self.take_group();
             let size = group.len();
             self.commit(&mut group).await;
             self.unsettled.fetch_sub(size, Ordering::AcqRel);
+            self.unsettled_bytes.fetch_sub(bytes, Ordering::AcqRel);
         }
+    }
+
+    /// The oldest outcomes that one commit can carry, at least one, and the bytes that they write.
+    fn take_group(&self) -> (Vec<Outcome>, usize) {
+        let mut queue = self.lock();
+        let (mut take, mut bytes) = (0, 0);
+        for outcome in queue.iter().take(self.group_max) {
+            let more = outcome.bytes();
+            if take > 0 && bytes + more > GROUP_BYTES_MAX {
+                break;
+            }
+            take += 1;
+            bytes += more;
+        }
+        (queue.drain(..take).collect(), bytes)
+    }
+
+    /// Whether so much waits to be written that nothing should be added.
+    pub fn is_heavy(&self) -> bool {
+        self.unsettled_bytes.load(Ordering::Acquire) > UNSETTLED_BYTES_MAX
     }
 
     /// `false` when closed and empty.
@@ -270,6 +302,7 @@ impl Settler {
                 info!(message = %outcome.item.message.id, "lease lost; the outcome is dropped");
                 Stats::add(&self.stats.lease_lost, 1);
                 self.leases.remove(std::iter::once((outcome.item.token, outcome.item.id)));
+                outcome.work.lanes.drained.notify_one();
             }
         }
     }
@@ -307,6 +340,7 @@ impl Settler {
         }
         if !matches!(refused.verdict, Verdict::Complete { .. }) {
             self.leases.remove(std::iter::once((item.token, item.id)));
+            work.lanes.drained.notify_one();
             return None;
         }
         let failure =

@@ -43,6 +43,7 @@ async fn attempt(work: &Arc<Active>, settler: &Settler, interrupt: &Interrupt, i
     while !items.is_empty() {
         let era = work.overlay.era();
         let calls: Vec<Call> = items.iter().map(|item| call(work, interrupt, item)).collect();
+        items.iter_mut().for_each(|item| item.began = true);
         let started = Instant::now();
         let invocations = AssertUnwindSafe(work.invoker.invoke(&calls)).catch_unwind().await;
         let invocations = checked(invocations, calls.len(), started);
@@ -89,7 +90,7 @@ fn call(work: &Active, interrupt: &Interrupt, item: &Item) -> Call {
             max: work.subscription.retry.attempts_max(),
             lane: item.lane,
             timeout: work.subscription.timeout,
-            maybe_duplicate: item.attempt > 1,
+            maybe_duplicate: item.attempt > 1 || item.began,
         },
         state: work.overlay.clone(),
         interrupt: interrupt.clone(),

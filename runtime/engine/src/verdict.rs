@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use laneway_core::{
-    ErrorText, Failure, PluginDigest, Reason, RetryDecision, Subscription, SubscriptionKind, Verdict,
-};
+use laneway_core::{ErrorText, Failure, PluginDigest, Reason, RetryDecision, Subscription, Verdict};
 
 /// Pause of a subscription whose destination asked for one without saying how long.
 const THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
+/// Shortest pause, whatever a destination asks for: without one, claims and hand-backs would go round in a circle.
+const THROTTLE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause that a destination can ask for.
 const THROTTLE_MAX: Duration = Duration::from_secs(60 * 60);
 /// Pause of a subscription that cannot work as it is configured.
@@ -50,9 +50,18 @@ pub(crate) fn rule(
         Failure::UnknownOutcome { reason, error } if subscription.review_unknown_outcome => {
             dead(reason, error, plugin)
         }
+        // The node stops, which is no fault of the message's: the next attempt is at once, but knows of this one. The last
+        // one is not spent on it.
+        Failure::UnknownOutcome { reason, error } if reason == Reason::INTERRUPTED => {
+            if attempt < subscription.retry.attempts_max() {
+                Verdict::Retry { delay: Duration::ZERO, counted: true, error: Some(error) }.into()
+            } else {
+                Verdict::RELEASE.into()
+            }
+        }
         Failure::UnknownOutcome { reason, error } => retry(reason, error),
         Failure::Throttled { after, error } => {
-            let pause = after.unwrap_or(THROTTLE_DEFAULT).min(THROTTLE_MAX);
+            let pause = after.unwrap_or(THROTTLE_DEFAULT).clamp(THROTTLE_MIN, THROTTLE_MAX);
             Ruling {
                 verdict: Verdict::Retry { delay: pause, counted: false, error: Some(error) },
                 pause: Some(pause),
@@ -66,13 +75,6 @@ pub(crate) fn rule(
             },
             pause: Some(MISCONFIGURED_PAUSE),
         },
-        // What a publisher was sending may be out: the next attempt must know that there was one before it.
-        Failure::Interrupted
-            if subscription.kind == SubscriptionKind::Publisher && attempt < subscription.retry.attempts_max() =>
-        {
-            let error = Some(ErrorText::new("interrupted while the node was stopping"));
-            Verdict::Retry { delay: Duration::ZERO, counted: true, error }.into()
-        }
         Failure::Interrupted => Verdict::RELEASE.into(),
         Failure::Stale => return None,
     })
@@ -97,7 +99,7 @@ pub(crate) fn rule_unstarted(subscription: &Subscription, attempt: u32) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use laneway_core::{Name, Priority, RetryPolicy, TopicPattern};
+    use laneway_core::{Name, Priority, RetryPolicy, SubscriptionKind, TopicPattern};
 
     use super::*;
 
@@ -154,15 +156,24 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_publisher_is_told_of_the_attempt_and_an_interrupted_handler_has_had_none() {
-        let publisher = subscription();
+    fn an_interrupted_attempt_counts_if_it_may_have_had_an_effect_outside() {
+        let subscription = subscription();
+        assert_eq!(ruled(&subscription, Failure::Interrupted, 1).verdict, Verdict::RELEASE);
+        let sending =
+            Failure::UnknownOutcome { reason: Reason::INTERRUPTED, error: ErrorText::new("the node is stopping") };
         assert!(matches!(
-            ruled(&publisher, Failure::Interrupted, 1).verdict,
+            ruled(&subscription, sending.clone(), 1).verdict,
             Verdict::Retry { counted: true, delay: Duration::ZERO, .. }
         ));
-        assert_eq!(ruled(&publisher, Failure::Interrupted, 2).verdict, Verdict::RELEASE);
-        let handler = Subscription { kind: SubscriptionKind::Handler, ..publisher };
-        assert_eq!(ruled(&handler, Failure::Interrupted, 1).verdict, Verdict::RELEASE);
+        assert_eq!(ruled(&subscription, sending.clone(), 2).verdict, Verdict::RELEASE);
+        let reviewing = Subscription { review_unknown_outcome: true, ..subscription };
+        assert!(matches!(ruled(&reviewing, sending, 1).verdict, Verdict::DeadLetter { .. }));
+    }
+
+    #[test]
+    fn a_pause_of_nothing_is_still_a_pause() {
+        let asked = Failure::Throttled { after: Some(Duration::ZERO), error: ErrorText::new("now") };
+        assert_eq!(ruled(&subscription(), asked, 1).pause, Some(THROTTLE_MIN));
     }
 
     #[test]

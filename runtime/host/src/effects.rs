@@ -13,6 +13,9 @@ use crate::bindings::laneway::plugin::effects::{EmitError, Entry, Host, Outgoing
 use crate::session::{Session, Subject};
 use crate::wait::Ended;
 
+/// Longest key of the state and of a counter, in bytes: what PostgreSQL can index.
+const KEY_BYTES_MAX: usize = 1024;
+
 /// Values by key, in the order in which the keys came.
 struct Keyed<V> {
     entries: Vec<(Arc<str>, V)>,
@@ -120,6 +123,24 @@ impl Buffer {
     }
 }
 
+/// Checks the key of a value or a counter. What a database refuses must end the attempt that wrote it: at the commit,
+/// it would fail again and again.
+fn check_key(key: &str) -> Result<(), Ended> {
+    if key.len() > KEY_BYTES_MAX {
+        let text = format!("a key of the state has {} bytes; at most {KEY_BYTES_MAX} are allowed", key.len());
+        return Err(Ended::EffectLimit(text));
+    }
+    check_text("a key of the state", key)
+}
+
+/// Checks a text for what PostgreSQL cannot hold.
+fn check_text(what: &str, text: &str) -> Result<(), Ended> {
+    if text.contains('\0') {
+        return Err(Ended::EffectLimit(format!("{what} has a NUL character, which a database cannot hold")));
+    }
+    Ok(())
+}
+
 /// Differs from all others, as far as 64 random bits do.
 fn fresh_version() -> u64 {
     RandomState::new().hash_one(0)
@@ -133,6 +154,7 @@ impl Session {
 
 impl Host for Session {
     async fn get(&mut self, key: String) -> wasmtime::Result<Option<Entry>> {
+        check_key(&key)?;
         if let Some(written) = self.effects.writes.get_mut(&key) {
             let version = written.version;
             return Ok(written.value.as_ref().map(|value| Entry { value: value.to_vec(), version }));
@@ -146,20 +168,24 @@ impl Host for Session {
 
     fn put(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<()> {
         self.subject()?;
+        check_key(&key)?;
         Ok(self.effects.write(&key, Some(value), &self.facts.limits)?)
     }
 
     fn delete(&mut self, key: String) -> wasmtime::Result<()> {
         self.subject()?;
+        check_key(&key)?;
         Ok(self.effects.write(&key, None, &self.facts.limits)?)
     }
 
     fn add(&mut self, counter: String, delta: i64) -> wasmtime::Result<()> {
         self.subject()?;
+        check_key(&counter)?;
         Ok(self.effects.add(&counter, delta, &self.facts.limits)?)
     }
 
     async fn count(&mut self, counter: String) -> wasmtime::Result<i64> {
+        check_key(&counter)?;
         let state = Arc::clone(&self.subject()?.state);
         Ok(self.bounds.wait(state.counter(&counter)).await?.map_err(Ended::State)?)
     }
@@ -173,6 +199,12 @@ impl Host for Session {
         let payload_bytes_max = self.facts.payload_bytes_max;
         if outgoing.body.len() as u64 > payload_bytes_max {
             return Ok(Err(EmitError::TooLarge(payload_bytes_max)));
+        }
+        check_text("the key of an emitted message", outgoing.key.as_deref().unwrap_or_default())?;
+        check_text("the content type of an emitted message", outgoing.content_type.as_deref().unwrap_or_default())?;
+        for (name, value) in &outgoing.headers {
+            check_text("a header of an emitted message", name)?;
+            check_text("a header of an emitted message", value)?;
         }
         let headers = headers(outgoing.headers);
         let bytes = outgoing.topic.len()

@@ -1,4 +1,4 @@
-//! The engine's settings. What they are worth was measured (ARCHITECTURE.md, the sandbox).
+//! The engine's settings. `examples/overhead.rs` measures what they are worth.
 
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 

@@ -1,6 +1,7 @@
 //! The host: one engine, one ticker, one pool of instances for all plugins of the process.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -48,6 +49,8 @@ pub struct Host {
     plain: Linker<Session>,
     with_http: Linker<Session>,
     instances: Arc<Semaphore>,
+    /// Calls that wait for an instance.
+    waiting: AtomicUsize,
     plugins: Mutex<Vec<Weak<Plugin>>>,
 }
 
@@ -80,6 +83,7 @@ impl Host {
             clients: Arc::new(Clients::default()),
             plain,
             with_http,
+            waiting: AtomicUsize::new(0),
             plugins: Mutex::new(Vec::new()),
         }))
     }
@@ -102,11 +106,13 @@ impl Host {
     }
 
     /// Leave to make one more instance. Waits for one if all are in use, and takes back those that are only
-    /// kept for reuse.
+    /// kept for reuse, now and as long as it waits.
     pub(crate) async fn instance_permit(&self, bounds: &Bounds) -> Result<OwnedSemaphorePermit, Ended> {
         if let Ok(permit) = Arc::clone(&self.instances).try_acquire_owned() {
             return Ok(permit);
         }
+        // Before what is kept is dropped: an instance that is done from here on is not kept.
+        let _waiting = Waiting::count(&self.waiting);
         let plugins: Vec<Weak<Plugin>> = self.plugins.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for plugin in plugins.iter().filter_map(Weak::upgrade) {
             plugin.drop_idle();
@@ -116,6 +122,28 @@ impl Host {
             // The semaphore is never closed; were it, no instance could be had.
             Err(_) => Err(Ended::Interrupted),
         }
+    }
+
+    /// Whether a call waits for an instance. Asked under the lock of what a plugin keeps, the answer holds until that
+    /// is given up: who waits counts itself first, and takes that lock then.
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// A call that waits for an instance, for as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn count(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::SeqCst);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,7 @@
 //! A live instance: its store, and what is called in it.
 
+use std::time::Duration;
+
 use laneway_core::{Call, Lane, Message};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Instance;
@@ -89,11 +91,13 @@ impl Live {
                 guest
             }
         };
+        // What is left once the instance is made. A batch has the time of its shortest attempt.
+        let left = self.store.data().bounds.left();
         match (guest, job) {
             (Guest::Handler(guest), Job::Handle(call)) => {
                 let headers = headers(&call.message);
                 let message = message(&call.message, &headers);
-                Ok(Answer::Handled(guest.call_handle(&mut self.store, message, attempt(call)).await?))
+                Ok(Answer::Handled(guest.call_handle(&mut self.store, message, attempt(call, left)).await?))
             }
             (Guest::Publisher(guest), Job::Publish(calls)) => {
                 let headers: Vec<_> = calls.iter().map(|call| headers(&call.message)).collect();
@@ -102,7 +106,7 @@ impl Live {
                     .zip(&headers)
                     .map(|(call, headers)| Item {
                         message: message(&call.message, headers),
-                        attempt: attempt(call),
+                        attempt: attempt(call, left),
                     })
                     .collect();
                 Ok(Answer::Published(guest.call_publish(&mut self.store, &batch).await?))
@@ -144,7 +148,7 @@ fn message<'a>(message: &'a Message, headers: &'a [types::Header<'a>]) -> types:
     }
 }
 
-fn attempt(call: &Call) -> types::Attempt {
+fn attempt(call: &Call, left: Duration) -> types::Attempt {
     types::Attempt {
         number: call.attempt.number,
         max: call.attempt.max,
@@ -152,7 +156,7 @@ fn attempt(call: &Call) -> types::Attempt {
             Lane::Primary => types::Lane::Primary,
             Lane::Backfill => types::Lane::Backfill,
         },
-        deadline_ms: call.attempt.timeout.as_millis().try_into().unwrap_or(u64::MAX),
+        deadline_ms: left.as_millis().try_into().unwrap_or(u64::MAX),
         maybe_duplicate: call.attempt.maybe_duplicate,
     }
 }

@@ -14,7 +14,7 @@ use crate::instance::{Answer, Job, Live};
 use crate::outcome;
 use crate::plugin::Plugin;
 use crate::session::Session;
-use crate::wait::Bounds;
+use crate::wait::{Bounds, Ended};
 
 /// How a call ended, and what it read and wrote.
 struct Ran {
@@ -47,7 +47,7 @@ impl Invoker for Plugin {
 impl Plugin {
     async fn handle(&self, call: &Call) -> Invocation {
         let began = Instant::now();
-        let bounds = Bounds::new(deadline(began, call.attempt.timeout), vec![call.interrupt.clone()]);
+        let bounds = Bounds::new(call.attempt.timeout, vec![call.interrupt.clone()]);
         let ran = self.run(Job::Handle(call), bounds).await;
         let result = match ran.answer {
             Ok(Answer::Handled(handled)) => handled.map_err(outcome::of_guest),
@@ -61,14 +61,14 @@ impl Plugin {
         let Some(shortest) = calls.iter().map(|call| call.attempt.timeout).min() else { return Vec::new() };
         let began = Instant::now();
         let interrupts = calls.iter().map(|call| call.interrupt.clone()).collect();
-        let ran = self.run(Job::Publish(calls), Bounds::new(deadline(began, shortest), interrupts)).await;
+        let ran = self.run(Job::Publish(calls), Bounds::new(shortest, interrupts)).await;
         let results = match ran.answer {
             Ok(Answer::Published(answer)) => answers(answer, calls.len()),
             Ok(_) => {
                 let failure = outcome::of_host(Reason::HOST, "the plugin answered another question");
                 vec![Err(failure); calls.len()]
             }
-            Err(failure) => vec![Err(outcome::maybe_sent(failure)); calls.len()],
+            Err(failure) => vec![Err(failure); calls.len()],
         };
         // Each message bears its share, so that sums over messages are right.
         let share = began.elapsed() / u32::try_from(calls.len()).unwrap_or(u32::MAX);
@@ -81,7 +81,7 @@ impl Plugin {
 
     /// Lets the guest check its configuration.
     pub(crate) async fn check_config(&self) -> Result<Result<(), Vec<String>>, Failure> {
-        let bounds = Bounds::new(deadline(Instant::now(), self.facts.limits.validate_timeout), Vec::new());
+        let bounds = Bounds::new(self.facts.limits.validate_timeout, Vec::new());
         match self.run(Job::Validate, bounds).await.answer? {
             Answer::Validated(answer) => Ok(answer),
             _ => Err(outcome::of_host(Reason::HOST, "the plugin answered another question")),
@@ -94,35 +94,22 @@ impl Plugin {
             Ok(ran) => ran,
             Err(panic) => {
                 tracing::error!(subscription = %self.facts.name, panic, "the host panicked while a plugin ran");
-                Ran::failed(outcome::of_host(Reason::HOST, format!("the host panicked: {panic}")))
+                Ran::failed(self.ended(job, outcome::of_host(Reason::HOST, format!("the host panicked: {panic}"))))
             }
         }
     }
 
     /// The call's future is always awaited to its end: a guest is ended by its epoch, never by dropping it.
     async fn run_in_instance(&self, job: Job<'_>, bounds: Bounds) -> Ran {
-        let _ticks = self.host.ticker.running();
-        let idle = if let Job::Validate = job { None } else { self.take_idle() };
-        let mut live = match idle {
-            Some(mut live) => {
-                live.store.data_mut().renew(job.subject(), bounds);
-                live
-            }
-            None => {
-                let permit = match self.host.instance_permit(&bounds).await {
-                    Ok(permit) => permit,
-                    Err(ended) => return Ran::failed(outcome::of_ended(&ended)),
-                };
-                Live::new(self, Session::new(self.facts.clone(), job.subject(), bounds), permit)
-            }
+        let mut live = match self.live(job, bounds).await {
+            Ok(live) => live,
+            Err(ended) => return Ran::failed(outcome::of_unbegun(&ended)),
         };
-        if let Err(ended) = live.store.data().bounds.check() {
-            return Ran::failed(outcome::of_ended(&ended));
-        }
+        let _ticks = self.host.ticker.running();
         let answer = live.call(self, job).await;
         let instantiated = live.is_instantiated();
         let session = live.store.data_mut();
-        let answer = answer.map_err(|error| outcome::of_error(&error, session, instantiated));
+        let answer = answer.map_err(|error| self.ended(job, outcome::of_error(&error, session, instantiated)));
         let effects = session.finish(answer.as_ref().is_ok_and(Answer::is_success));
         // A guest that trapped is not asked again: nobody knows what state it is in.
         if answer.is_ok() && !matches!(job, Job::Validate) {
@@ -130,11 +117,29 @@ impl Plugin {
         }
         Ran { answer, effects }
     }
-}
 
-fn deadline(began: Instant, timeout: Duration) -> Instant {
-    // A timeout past the end of the clock is none; a day stands for it.
-    began.checked_add(timeout).unwrap_or_else(|| began + Duration::from_secs(86_400))
+    /// A failure of a call that began: one that can reach the outside may have had an effect there.
+    fn ended(&self, job: Job<'_>, failure: Failure) -> Failure {
+        let reaches_out = self.facts.kind == SubscriptionKind::Publisher || self.facts.http.is_some();
+        match job {
+            Job::Handle(_) | Job::Publish(_) if reaches_out => outcome::maybe_sent(failure),
+            _ => failure,
+        }
+    }
+
+    /// An instance for the call. Waiting for one is bounded by the timeout, and is not taken off the call's own time:
+    /// that begins when there is an instance.
+    async fn live(&self, job: Job<'_>, bounds: Bounds) -> Result<Live, Ended> {
+        bounds.check()?;
+        let idle = if let Job::Validate = job { None } else { self.take_idle() };
+        if let Some(mut live) = idle {
+            live.store.data_mut().renew(job.subject(), bounds);
+            return Ok(live);
+        }
+        let permit = self.host.instance_permit(&bounds).await?;
+        let session = Session::new(self.facts.clone(), job.subject(), bounds.restarted());
+        Ok(Live::new(self, session, permit))
+    }
 }
 
 /// One result for each message of a batch.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use laneway_core::{ErrorText, Failure, Reason};
+use laneway_core::{ERROR_TEXT_BYTES_MAX, ErrorText, Failure, Reason};
 use wasmtime::component::ResourceTableError;
 use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
@@ -18,7 +18,7 @@ const LAST_WORDS_BYTES_MAX: usize = 1500;
 
 /// A failure that the guest reported.
 pub(crate) fn of_guest(failure: types::Failure) -> Failure {
-    let parts = |detail: types::Detail| (Reason::of_guest(&detail.code), ErrorText::new(detail.message));
+    let parts = |detail: types::Detail| (Reason::of_guest(&detail.code), one_line(&detail.message));
     match failure {
         types::Failure::Retry(detail) => {
             let (reason, error) = parts(detail);
@@ -26,7 +26,7 @@ pub(crate) fn of_guest(failure: types::Failure) -> Failure {
         }
         types::Failure::Throttled(throttle) => Failure::Throttled {
             after: throttle.after_ms.map(Duration::from_millis),
-            error: ErrorText::new(throttle.message),
+            error: one_line(&throttle.message),
         },
         types::Failure::Reject(detail) => {
             let (reason, error) = parts(detail);
@@ -44,18 +44,49 @@ pub(crate) fn of_guest(failure: types::Failure) -> Failure {
 }
 
 /// The host's own failure.
-pub(crate) fn of_host(reason: Reason, error: impl Into<String>) -> Failure {
-    Failure::Retry { reason, error: ErrorText::new(error) }
+pub(crate) fn of_host(reason: Reason, error: impl AsRef<str>) -> Failure {
+    Failure::Retry { reason, error: one_line(error.as_ref()) }
 }
 
-/// A publisher's failure that the host found: what it was forwarding may be out already.
+/// A text that may be a guest's, on one line with its control characters written out: in a log, it must not pass for
+/// lines of others.
+pub(crate) fn one_line(text: &str) -> ErrorText {
+    let mut line = String::new();
+    for c in text.chars() {
+        // What is over the limit is cut by `ErrorText`, which marks the cut.
+        if line.len() > ERROR_TEXT_BYTES_MAX {
+            break;
+        }
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    ErrorText::new(line)
+}
+
+/// A failure that the host found in a guest that can reach the outside: what it was sending may be out already.
 pub(crate) fn maybe_sent(failure: Failure) -> Failure {
     match failure {
+        Failure::Interrupted => Failure::UnknownOutcome {
+            reason: Reason::INTERRUPTED,
+            error: ErrorText::new("interrupted while the node was stopping"),
+        },
         Failure::Retry { reason, error } if reason != Reason::INSTANTIATION => {
             Failure::UnknownOutcome { reason, error }
         }
         failure => failure,
     }
+}
+
+/// Why a call did not begin. It counts as no attempt, and nothing of it can be out.
+pub(crate) fn of_unbegun(ended: &Ended) -> Failure {
+    if let Ended::Interrupted = ended {
+        return Failure::Interrupted;
+    }
+    let error = "no plugin instance came free within the timeout; `instances_max` are in use";
+    Failure::Throttled { after: None, error: ErrorText::new(error) }
 }
 
 /// Why the host ended the guest, or did not let it go on.
@@ -67,7 +98,10 @@ pub(crate) fn of_ended(ended: &Ended) -> Failure {
         Ended::EffectLimit(_) => Reason::EFFECT_LIMIT,
         Ended::LogFlood(_) => Reason::LOG_LIMIT,
         // The database's trouble is not the message's: wait for it, and count no attempt.
-        Ended::State(_) => return Failure::Throttled { after: None, error: ErrorText::new(ended.to_string()) },
+        Ended::State(error) if error.transient => {
+            return Failure::Throttled { after: None, error: one_line(&ended.to_string()) };
+        }
+        Ended::State(_) => Reason::HOST,
         Ended::NoMessage => Reason::HOST,
     };
     of_host(reason, ended.to_string())
@@ -129,5 +163,19 @@ fn with_backtrace(text: &str, error: &wasmtime::Error) -> String {
     while !backtrace.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{text}\n{}", backtrace[..end].trim_end())
+    let lines: Vec<&str> = backtrace[..end].lines().map(str::trim).collect();
+    format!("{text}; {}", lines.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_a_guest_is_one_line_and_is_cut() {
+        let text = one_line("no\n2026-01-01 ERROR forged\r\u{1b}[2J\u{2028}ä");
+        assert_eq!(text.as_str(), r"no\n2026-01-01 ERROR forged\r\u{1b}[2J\u{2028}ä");
+        let text = one_line(&"\n".repeat(1_000_000));
+        assert!(text.as_str().len() <= ERROR_TEXT_BYTES_MAX && text.as_str().ends_with('…'));
+    }
 }

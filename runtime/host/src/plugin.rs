@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use laneway_core::{Failure, Name, PluginDigest, SubscriptionKind};
+use laneway_core::{Failure, Name, PluginDigest, Reason, SubscriptionKind};
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre};
 
@@ -15,7 +15,7 @@ use crate::http::Access;
 use crate::instance::Live;
 use crate::limits::Limits;
 use crate::session::{Facts, Session};
-use crate::{cache, contract, engine};
+use crate::{cache, contract, engine, outcome};
 
 /// How a subscription runs a component.
 #[derive(Debug, Clone)]
@@ -110,8 +110,13 @@ impl Plugin {
     pub async fn validate(&self) -> Result<(), PluginError> {
         match self.check_config().await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(errors)) => Err(PluginError::Invalid { errors }),
+            Ok(Err(errors)) => {
+                let errors = errors.iter().map(|error| outcome::one_line(error).to_string()).collect();
+                Err(PluginError::Invalid { errors })
+            }
             Err(Failure::Retry { reason, error }) => Err(PluginError::Validate { reason, error }),
+            // No instance came free.
+            Err(Failure::Throttled { error, .. }) => Err(PluginError::Validate { reason: Reason::HOST, error }),
             Err(other) => Err(PluginError::Mismatch(format!("{other:?}"))),
         }
     }
@@ -124,13 +129,13 @@ impl Plugin {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    /// Keeps an instance that ended its call well.
+    /// Keeps an instance that ended its call well, unless another call waits for its place.
     pub(crate) fn keep(&self, live: Live) {
         if !self.reuse || live.served >= self.facts.limits.reuse_max {
             return;
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < self.facts.limits.idle_max {
+        if idle.len() < self.facts.limits.idle_max && !self.host.has_waiters() {
             idle.push(live);
         }
     }

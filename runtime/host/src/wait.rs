@@ -32,12 +32,27 @@ pub(crate) enum Ended {
 /// When an attempt ends at the latest.
 pub(crate) struct Bounds {
     pub(crate) deadline: Instant,
+    timeout: Duration,
     interrupts: Vec<Interrupt>,
 }
 
 impl Bounds {
-    pub(crate) fn new(deadline: Instant, interrupts: Vec<Interrupt>) -> Self {
-        Self { deadline, interrupts }
+    /// The timeout counts from now.
+    pub(crate) fn new(timeout: Duration, interrupts: Vec<Interrupt>) -> Self {
+        let now = Instant::now();
+        // A timeout past the end of the clock is none; a day stands for it.
+        let deadline = now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(86_400));
+        Self { deadline, timeout, interrupts }
+    }
+
+    /// The same timeout, counted from now again.
+    pub(crate) fn restarted(self) -> Self {
+        Self::new(self.timeout, self.interrupts)
+    }
+
+    /// Time that is left.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// Fails once the attempt has to end.

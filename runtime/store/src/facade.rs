@@ -24,6 +24,9 @@ pub enum InvalidStorageUrl {
     /// Neither of the known schemes.
     #[error("storage url has an unknown scheme; use `sqlite://PATH` or `postgres://USER@HOST/DATABASE`")]
     UnknownScheme,
+    /// SQLite with settings behind the file's name, as other programs read them.
+    #[error("storage url has a `?`; settings of SQLite are not read from it: use `sqlite://PATH`")]
+    Settings,
     /// SQLite without a file.
     #[error("storage url names no file; use `sqlite://PATH`, such as `sqlite://laneway.db`")]
     NoPath,
@@ -54,6 +57,9 @@ impl Storage {
         if let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
             if path.is_empty() {
                 return Err(InvalidStorageUrl::NoPath);
+            }
+            if path.contains('?') {
+                return Err(InvalidStorageUrl::Settings);
             }
             Ok(Self::Sqlite(SqliteOptions::new(PathBuf::from(path))))
         } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {

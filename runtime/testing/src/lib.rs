@@ -7,6 +7,8 @@ pub mod postgres;
 mod random;
 mod skip;
 pub mod sqlite;
+mod target;
 
 pub use random::{Random, seed};
 pub use skip::skip;
+pub use target::target_dir;

@@ -32,7 +32,7 @@ fn a_bad_topic_or_pattern_says_which_and_why() {
     folder.configure("[[subscription]]\nname = \"s\"\ntopic = \"orders..x\"\nhandler = \"noop.wasm\"");
     let error = folder.fails(1, &["apply"]);
     assert!(error.contains("`s`") && error.contains("`orders..x` has an empty segment"), "{error}");
-    let error = folder.fails(1, &["enqueue", "a b", "{}"]);
+    let error = folder.fails(2, &["enqueue", "a b", "{}"]);
     assert!(error.contains("`a b` contains ' '"), "{error}");
 }
 
@@ -98,6 +98,18 @@ fn wrong_usage_exits_with_2() {
     folder.fails(2, &["messages", "list", "--status", "unknown"]);
     folder.fails(2, &["messages", "list", "--limit", "0"]);
     folder.fails(2, &["enqueue", "a", "{}", "--priority", "very"]);
+    folder.fails(2, &["enqueue", "a", "{}", "--id", "a b"]);
+    folder.fails(2, &["enqueue", "a", "{}", "--lines"]);
+    folder.fails(2, &["messages", "show", "a b"]);
+    folder.fails(2, &["messages", "list", "--topic", "a..b"]);
+    folder.fails(2, &["dead-letters", "list", "--topic", "a..b"]);
+    folder.fails(2, &["dead-letters", "list", "--subscription", "a b"]);
+    folder.fails(2, &["run", "--node", "a b"]);
+    folder.fails(2, &["bench"]);
+    folder.fails(2, &["bench", "--storage", "sqlite://bench.db", "--seconds", "5000000"]);
+    let error = folder.fails(2, &["status", "--storage", "mysql://me:very-secret@host/db"]);
+    assert!(error.contains("--storage") && error.contains("unknown scheme"), "{error}");
+    assert!(!error.contains("very-secret"), "{error}");
 }
 
 #[test]

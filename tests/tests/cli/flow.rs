@@ -1,8 +1,5 @@
 //! From `run` on an empty folder to messages processed, shown and failed.
 
-use std::io::Write;
-use std::process::Stdio;
-
 use crate::run::{Folder, left};
 
 const COUNTER: &str = r#"
@@ -49,12 +46,85 @@ fn lines_of_standard_input_become_messages() {
     let folder = Folder::new();
     folder.configure(COUNTER);
     folder.ok(&["apply"]);
-    let mut command = folder.command(&["enqueue", "orders.created", "--lines"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"{\"n\":1}\n\n{\"n\":2}\n").unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
-    assert_eq!(left(&folder.json(&["status"])), Some(2));
+    let output = folder.feed(&["enqueue", "orders.created", "--lines"], b"{\"n\":1}\n\r\n{\"n\":2}\r\n{\"n\":3}");
+    let ids = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(ids.lines().count(), 3);
+    assert_eq!(left(&folder.json(&["status"])), Some(3));
+    let last = folder.json(&["messages", "show", ids.lines().nth(1).unwrap()]);
+    assert_eq!(last["payload"], r#"{"n":2}"#);
+    for (input, messages) in [(&b""[..], 0), (b"1\n2\n", 2)] {
+        let output = folder.feed(&["--json", "enqueue", "orders.created", "--lines"], input);
+        let results: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(results.as_array().unwrap().len(), messages, "{results}");
+    }
+}
+
+#[test]
+fn a_line_that_fails_is_named_and_those_before_it_are_in() {
+    let folder = Folder::new();
+    folder.configure(&format!("[limits]\npayload_bytes_max = 100\n{COUNTER}"));
+    folder.ok(&["apply"]);
+    let good = "1\n".repeat(700);
+    let large = format!("\"{}\"", "x".repeat(200));
+    let mut total = 0;
+    // Found here, and refused by the database.
+    for (bad, wants) in [("{", "no JSON"), (large.as_str(), "100")] {
+        let input = format!("{good}\n{bad}\n{good}");
+        let output = folder.feed(&["--json", "enqueue", "orders.created", "--lines"], input.as_bytes());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("line 702 failed; 700 messages of the lines before are in"), "{stderr}");
+        assert!(stderr.contains(wants), "{stderr}");
+        let results: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(results.as_array().unwrap().len(), 700);
+        total += 700;
+        assert_eq!(left(&folder.json(&["status"])), Some(total));
+    }
+}
+
+#[test]
+fn a_signal_ends_the_program_before_it_is_ready() {
+    let folder = Folder::new();
+    folder.configure(COUNTER);
+    // A server that takes the connection and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://someone@{}/nothing", silent.local_addr().unwrap());
+    let running = folder.start(&["run", "--storage", &url]);
+    folder.wait_for_log("plugin loaded");
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    assert!(folder.log().contains("before anything was claimed"), "{}", folder.log());
+}
+
+#[test]
+fn a_second_signal_stops_at_once_and_says_that_messages_were_left() {
+    let folder = Folder::new();
+    folder.configure(
+        "[node]\ngrace = \"10m\"\n[[subscription]]\nname = \"h\"\ntopic = \"h.>\"\nhandler = \"hostile.wasm\"\n\
+         timeout = \"10m\"",
+    );
+    std::fs::copy(laneway_tests::plugin("hostile"), folder.path().join("hostile.wasm")).unwrap();
+    let running = folder.start(&["run"]);
+    folder.wait_for("the topology", &[], |status| left(status).is_some());
+    folder.ok(&["enqueue", "h.x", "loop", "--content-type", "text/plain"]);
+    folder.wait_for("the attempt", &[], |status| status["subscriptions"][0]["lanes"][0]["leased"] == 1);
+    running.signal();
+    folder.wait_for_log("draining");
+    assert_eq!(running.terminate(), Some(5), "{}", folder.log());
+    assert!(folder.log().contains("a second signal"), "{}", folder.log());
+}
+
+#[test]
+fn a_default_cache_that_cannot_be_made_is_done_without() {
+    let folder = Folder::new();
+    folder.configure(COUNTER);
+    folder.write("cache", "a file where the folder of caches would be");
+    let running = folder.start(&["run"]);
+    folder.wait_for("the topology", &[], |status| left(status).is_some());
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    assert!(folder.log().contains("no cache of compiled plugins"), "{}", folder.log());
+    folder.configure(&format!("[sandbox]\ncache_dir = \"cache/mine\"\n{COUNTER}"));
+    let error = folder.fails(1, &["run"]);
+    assert!(error.contains("cache/mine"), "{error}");
 }
 
 #[test]

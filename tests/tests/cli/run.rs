@@ -1,5 +1,6 @@
 //! A folder with a configuration, and the program run in it.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -62,6 +63,16 @@ impl Folder {
         serde_json::from_str(&self.ok(&[&["--json"], arguments].concat())).unwrap()
     }
 
+    /// Runs with this standard input.
+    pub fn feed(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = self.command(arguments);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Small enough for the pipes, so that neither waits for the other.
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
     /// Runs, expects this exit code, and answers standard error.
     pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
@@ -77,6 +88,15 @@ impl Folder {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path().join("run.log")).unwrap_or_default()
+    }
+
+    /// Waits until the log of what was started has this text.
+    pub fn wait_for_log(&self, text: &str) {
+        let started = Instant::now();
+        while !self.log().contains(text) {
+            assert!(started.elapsed() < PATIENCE, "waited in vain for `{text}`: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits until the status says so.
@@ -108,9 +128,15 @@ pub fn left(status: &serde_json::Value) -> Option<u64> {
 pub struct Running(Child);
 
 impl Running {
-    pub fn terminate(mut self) -> Option<i32> {
+    /// Sends SIGTERM.
+    pub fn signal(&self) {
         let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
         assert!(killed.success());
+    }
+
+    /// Sends SIGTERM, and answers the exit code; `None` if the signal itself ended it.
+    pub fn terminate(mut self) -> Option<i32> {
+        self.signal();
         let started = Instant::now();
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {

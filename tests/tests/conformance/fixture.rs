@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use laneway_core::{
     AppliedTopology, Batch, ClaimRequest, Lane, Message, MessageId, Name, NewMessage, Priority, RetryPolicy,
@@ -18,6 +18,9 @@ use crate::sql::Sql;
 
 /// Longer than any test: a lease or a delay of this length does not end by itself.
 pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// Longest wait for something that must come, on a machine that is busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Largest payload that the tests' topologies accept.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 * 1024;
@@ -163,6 +166,11 @@ impl Fixture {
         self.claim(subscription).await.expect("something is due")
     }
 
+    /// Claims what becomes due soon, such as when a lease ends.
+    pub async fn claim_soon(&self, subscription: SubscriptionId) -> Batch {
+        claim_soon(&*self.store, subscription).await
+    }
+
     /// Settles a group that must commit; answers lost leases and duplicates.
     pub async fn settle(&self, group: &[Settlement]) -> (Vec<usize>, Vec<usize>) {
         match self.store.settle(group).await.unwrap() {
@@ -244,6 +252,18 @@ pub fn message(id: &str) -> NewMessage {
 /// Of up to ten deliveries of the primary lane, for an hour.
 pub fn request(subscription: SubscriptionId) -> ClaimRequest {
     ClaimRequest { subscription, lane: Lane::Primary, limit: 10, lease: HOUR, check_markers: false }
+}
+
+/// Claims by a node what becomes due soon, such as when a lease ends.
+pub async fn claim_soon(store: &dyn Store, subscription: SubscriptionId) -> Batch {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match store.claim(request(subscription)).await.unwrap() {
+            Some(batch) => return batch,
+            None => assert!(Instant::now() < deadline, "nothing has become due in {PATIENCE:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The ids of a batch, in order.

@@ -1,9 +1,11 @@
-//! What the engine promises, on a real store with plugins played by closures.
+//! What the engine promises, on a real store. Most plugins are played by closures.
 
 mod drain;
 mod effects;
 mod faults;
 mod lanes;
 mod leases;
+mod markers;
 mod outcomes;
 mod rig;
+mod transactions;

@@ -1,9 +1,10 @@
 //! What follows an attempt.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
-use laneway_core::{Effects, ErrorText, Failure, RetryPolicy, RetrySchedule, Subscription};
+use laneway_core::{Effects, ErrorText, Failure, NewMessage, RetryPolicy, RetrySchedule, Subscription};
 
 use crate::rig::{Rig, message, play, reject, retry, subscription};
 
@@ -62,12 +63,12 @@ async fn a_reject_is_dead_on_the_first_attempt() {
 async fn throttling_pauses_the_subscription_and_counts_no_attempt() {
     let rig = Rig::new(&[Subscription { concurrency: 1, ..subscription("s") }]).await;
     rig.enqueue(20).await;
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
     let play = play(move |call| {
         let first = {
             let mut log = log.lock().unwrap();
-            log.push((std::time::Instant::now(), call.attempt.number));
+            log.push((Instant::now(), call.attempt.number));
             log.len() == 1
         };
         async move {
@@ -131,8 +132,8 @@ async fn raising_the_attempts_applies_to_deliveries_that_wait() {
 
 #[tokio::test]
 async fn the_backoff_of_one_delivery_delays_no_other() {
-    let slow =
-        RetryPolicy { base: Duration::from_secs(60), cap: Duration::from_secs(60), ..subscription("s").retry };
+    let hour = Duration::from_secs(3600);
+    let slow = RetryPolicy { base: hour, cap: hour, ..subscription("s").retry };
     let rig = Rig::new(&[Subscription { retry: slow, ..subscription("s") }]).await;
     rig.enqueue(100).await;
     let play = play(|call| async move {
@@ -147,12 +148,18 @@ async fn the_backoff_of_one_delivery_delays_no_other() {
 #[tokio::test]
 async fn a_delayed_message_runs_when_it_is_due_and_not_before() {
     let rig = Rig::new(&[subscription("s")]).await;
-    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
-    let mut late = message(1);
-    late.delay = Some(Duration::from_millis(400));
-    rig.store.enqueue(&[late]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(running.stats().completed, 0);
+    let ran_at = Arc::new(OnceLock::new());
+    let first = ran_at.clone();
+    let running = rig.start(&play(move |_| {
+        first.get_or_init(Instant::now);
+        async { Ok(Effects::default()) }
+    }));
+    let delay = Duration::from_millis(400);
+    let asked_at = Instant::now();
+    rig.store.enqueue(&[NewMessage { delay: Some(delay), ..message(1) }]).await.unwrap();
     running.wait_for("the delayed message", |stats| stats.completed == 1).await;
+    let waited = ran_at.get().expect("it ran").duration_since(asked_at);
+    // The database counts whole milliseconds.
+    assert!(waited + Duration::from_millis(2) >= delay, "it ran after {waited:?}");
     running.engine.drain().await;
 }

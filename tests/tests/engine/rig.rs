@@ -1,4 +1,4 @@
-//! An engine on a throw-away SQLite file, with closures for plugins.
+//! An engine on a throw-away database, with closures for plugins.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,17 +7,25 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
-    Call, DeadLetterFilter, DeadLetterView, Effects, ErrorText, Failure, Invocation, Invoker, Name, NewMessage,
-    PluginDigest, Priority, Reason, RetryPolicy, RetrySchedule, SandboxUse, Store, Subscription, SubscriptionId,
-    SubscriptionKind, Topic, TopicPattern, Topology,
+    Call, DeadLetterFilter, DeadLetterView, Effects, ErrorText, Failure, Invocation, Invoker, Lane, Name,
+    NewMessage, PluginDigest, Priority, Reason, RetryPolicy, RetrySchedule, SandboxUse, Store, Subscription,
+    SubscriptionId, SubscriptionKind, Topic, TopicPattern, Topology,
 };
 use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot};
-use laneway_store::sqlite::{SqliteOptions, SqliteStore};
+use laneway_store::Storage;
+use laneway_testing::postgres::{TestDatabase, test_database};
+use laneway_testing::skip;
 use laneway_testing::sqlite::{TempFile, temp_file};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection, SqliteConnection};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
-/// Longest wait of a test for something that should happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait of a test for something that should happen, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Largest payload that the outbox of a rig accepts.
+pub const PAYLOAD_BYTES_MAX: u32 = 1 << 20;
 
 /// What a played plugin answers.
 pub type Answer = Result<Effects, Failure>;
@@ -99,11 +107,29 @@ pub fn message(number: usize) -> NewMessage {
     NewMessage::new(Topic::parse("work.item").unwrap(), Bytes::from(number.to_string()))
 }
 
+/// Which database a rig has, and what of it is to be kept until the end.
+enum Database {
+    Sqlite(TempFile),
+    Postgres(TestDatabase),
+}
+
+impl Database {
+    /// The database as a node opens it. `node` is what PostgreSQL shows for its sessions.
+    fn storage(&self, node: &str) -> Storage {
+        Storage::parse(&match self {
+            Self::Sqlite(file) => format!("sqlite://{}", file.path().display()),
+            Self::Postgres(database) => format!("{}?application_name={node}", database.url),
+        })
+        .unwrap()
+    }
+}
+
 /// A database, and the subscriptions applied to it.
 pub struct Rig {
     pub store: Arc<dyn Store>,
-    file: TempFile,
     subscriptions: Vec<(Subscription, SubscriptionId)>,
+    // Dropped last: the database goes when nothing is connected to it.
+    database: Database,
 }
 
 /// A running engine and the number of its plugin's runs.
@@ -112,22 +138,53 @@ pub struct Running {
     pub runs: Arc<AtomicU64>,
 }
 
+/// The node that [`Rig::store`] is of.
+pub const NODE: &str = "node-of-the-rig";
+
 impl Rig {
+    /// On SQLite.
     pub async fn new(subscriptions: &[Subscription]) -> Self {
-        let file = temp_file().unwrap();
-        let store = SqliteStore::open(SqliteOptions::new(file.path())).await.unwrap();
-        let topology = Topology { subscriptions: subscriptions.to_vec(), payload_bytes_max: 1 << 20 };
+        Self::on(Database::Sqlite(temp_file().unwrap()), subscriptions).await
+    }
+
+    /// On PostgreSQL; `None`, and the test is skipped, where there is no server.
+    pub async fn on_postgres(test: &str, subscriptions: &[Subscription]) -> Option<Self> {
+        let Some(database) = test_database().unwrap() else {
+            skip(test, "no PostgreSQL server on this machine");
+            return None;
+        };
+        Some(Self::on(Database::Postgres(database), subscriptions).await)
+    }
+
+    async fn on(database: Database, subscriptions: &[Subscription]) -> Self {
+        let storage = database.storage(NODE);
+        storage.migrate().await.unwrap();
+        let store = storage.open().await.unwrap();
+        let topology = Topology { subscriptions: subscriptions.to_vec(), payload_bytes_max: PAYLOAD_BYTES_MAX };
         let applied = store.apply(&topology).await.unwrap();
         let subscriptions = subscriptions
             .iter()
             .map(|s| (s.clone(), applied.subscriptions.iter().find(|(name, _)| *name == s.name).unwrap().1))
             .collect();
-        Self { store: Arc::new(store), file, subscriptions }
+        Self { store, subscriptions, database }
     }
 
     /// The same database through another store, as another node has it.
     pub async fn other_store(&self) -> Arc<dyn Store> {
-        Arc::new(SqliteStore::open(SqliteOptions::new(self.file.path())).await.unwrap())
+        self.database.storage("other-node").open().await.unwrap()
+    }
+
+    /// Connects to a SQLite database as a plain client, which waits for no lock.
+    pub async fn sqlite(&self) -> SqliteConnection {
+        let Database::Sqlite(file) = &self.database else { panic!("the database is on PostgreSQL") };
+        let options = SqliteConnectOptions::new().filename(file.path()).busy_timeout(Duration::ZERO);
+        options.connect().await.unwrap()
+    }
+
+    /// Connects to a PostgreSQL database as a plain client.
+    pub async fn postgres(&self) -> PgConnection {
+        let Database::Postgres(database) = &self.database else { panic!("the database is on SQLite") };
+        PgConnection::connect(&database.url).await.unwrap()
     }
 
     /// The same database under another retry policy.
@@ -146,16 +203,23 @@ impl Rig {
 
     pub fn start_on(&self, store: &Arc<dyn Store>, play: &Play, options: EngineOptions) -> Running {
         let runs = Arc::new(AtomicU64::new(0));
-        let bindings = self
-            .subscriptions
-            .iter()
-            .map(|(subscription, id)| Binding {
-                subscription: subscription.clone(),
-                id: *id,
-                invoker: Arc::new(Played { play: play.clone(), runs: runs.clone() }),
-            })
-            .collect();
-        Running { engine: Engine::start(store, bindings, options, &Handle::current()), runs }
+        let invoker: Arc<dyn Invoker> = Arc::new(Played { play: play.clone(), runs: runs.clone() });
+        Running { engine: Engine::start(store, self.bindings(&invoker), options, &Handle::current()), runs }
+    }
+
+    /// Starts an engine with a plugin that is not played. Its runs are not counted.
+    pub fn start_plugin(&self, invoker: &Arc<dyn Invoker>) -> Running {
+        let engine = Engine::start(&self.store, self.bindings(invoker), options(), &Handle::current());
+        Running { engine, runs: Arc::default() }
+    }
+
+    fn bindings(&self, invoker: &Arc<dyn Invoker>) -> Vec<Binding> {
+        let binding = |(subscription, id): &(Subscription, SubscriptionId)| Binding {
+            subscription: subscription.clone(),
+            id: *id,
+            invoker: invoker.clone(),
+        };
+        self.subscriptions.iter().map(binding).collect()
     }
 
     pub async fn enqueue(&self, count: usize) {
@@ -169,12 +233,15 @@ impl Rig {
         status.subscriptions.iter().flat_map(|s| &s.lanes).map(|lane| lane.due + lane.leased + lane.delayed).sum()
     }
 
+    /// Deliveries of one lane that a node holds.
+    pub async fn leased(&self, lane: Lane) -> u64 {
+        let status = self.store.status().await.unwrap();
+        status.subscriptions.iter().flat_map(|s| &s.lanes).filter(|of| of.lane == lane).map(|of| of.leased).sum()
+    }
+
     pub async fn wait_until_empty(&self) {
-        let started = Instant::now();
-        while self.left().await > 0 {
-            assert!(started.elapsed() < PATIENCE, "{} deliveries are left", self.left().await);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let empty = comes(async || self.left().await == 0).await;
+        assert!(empty, "{} deliveries are left", self.left().await);
     }
 
     pub async fn dead_letters(&self) -> Vec<DeadLetterView> {
@@ -193,11 +260,38 @@ impl Running {
     }
 
     pub async fn wait_for(&self, what: &str, reached: impl Fn(StatsSnapshot) -> bool) {
-        let started = Instant::now();
-        while !reached(self.stats()) {
-            assert!(started.elapsed() < PATIENCE, "waited in vain for {what}: {:?}", self.stats());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(comes(async || reached(self.stats())).await, "waited in vain for {what}: {:?}", self.stats());
+    }
+}
+
+/// Waits for something that should come; answers whether it did.
+pub async fn comes(mut reached: impl AsyncFnMut() -> bool) -> bool {
+    let started = Instant::now();
+    while !reached().await {
+        if started.elapsed() > PATIENCE {
+            return false;
         }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// Where played plugins stand until it is opened, once for all.
+#[derive(Clone)]
+pub struct Gate(Arc<Semaphore>);
+
+impl Gate {
+    pub fn closed() -> Self {
+        Self(Arc::new(Semaphore::new(0)))
+    }
+
+    pub fn open(&self) {
+        self.0.add_permits(1);
+    }
+
+    pub async fn pass(&self) {
+        // The permit goes back at once, for the next.
+        drop(self.0.acquire().await.expect("a gate is never torn down"));
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     flights::{Carriers, read_report},
     node::Node,
 };
-use crate::cargo;
+use crate::cargo::{self, Programs};
 
 /// How often the demo looks whether something has happened.
 const POLL: Duration = Duration::from_millis(5);
@@ -74,7 +74,7 @@ pub struct Stage {
 
 impl Stage {
     /// Makes the directory, and in it the configuration of the example with the real plugins and receiver.
-    pub fn new(interrupt: Interrupt, plugins: &Path, receiver: &str) -> Result<Self> {
+    pub fn new(interrupt: Interrupt, programs: &Programs, plugins: &Path, receiver: &str) -> Result<Self> {
         let committed = cargo::root()?.join("examples/flights/laneway.toml");
         let text = fs::read_to_string(&committed).with_context(|| committed.display().to_string())?;
         let text = adapt(&text, plugins, receiver).with_context(|| committed.display().to_string())?;
@@ -86,8 +86,8 @@ impl Stage {
             directory,
             config,
             storage: String::new(),
-            laneway: cargo::program("laneway")?,
-            producer: cargo::program("flights-producer")?,
+            laneway: programs.path("laneway")?.to_owned(),
+            producer: programs.path("flights-producer")?.to_owned(),
         })
     }
 

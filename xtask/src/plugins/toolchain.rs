@@ -15,8 +15,8 @@ const TARGET_VARIABLE: &str = "LANEWAY_GUEST_TARGET";
 const WASIP2: &str = "wasm32-wasip2";
 const UNKNOWN: &str = "wasm32-unknown-unknown";
 
-/// Longest time that rustup may take to add the target. Without a network it tries for long.
-const RUSTUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time that rustup may take to add the target, on a slow network. Without one it tries for long.
+const RUSTUP_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
@@ -140,34 +140,60 @@ pub fn find(notes: &Path) -> anyhow::Result<Toolchain> {
 }
 
 fn has_wasip2() -> bool {
-    sysroot("rustc").is_some_and(|sysroot| sysroot.join("lib/rustlib").join(WASIP2).join("lib").is_dir())
+    sysroot("rustc").is_some_and(|sysroot| is_whole(&sysroot.join("lib/rustlib").join(WASIP2).join("lib")))
+}
+
+/// Whether a target's directory has a standard library in it: one that rustup was interrupted in has not.
+fn is_whole(libraries: &Path) -> bool {
+    libraries.read_dir().into_iter().flatten().flatten().any(|file| {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("libcore-") && name.ends_with(".rlib")
+    })
 }
 
 fn add_wasip2() -> bool {
     eprintln!("plugins: rustup target add {WASIP2}");
     let mut rustup = Command::new("rustup");
-    rustup.args(["target", "add", WASIP2]).stdout(Stdio::null()).stderr(Stdio::null());
-    let added = succeeds_within(&mut rustup, RUSTUP_TIMEOUT) && has_wasip2();
-    if !added {
-        eprintln!("plugins: rustup could not add {WASIP2}");
+    let added = run_within(rustup.args(["target", "add", WASIP2]), RUSTUP_TIMEOUT).and_then(|()| {
+        if has_wasip2() { Ok(()) } else { bail!("it succeeded, but the target's standard library is not there") }
+    });
+    if let Err(error) = &added {
+        eprintln!("plugins: rustup could not add {WASIP2}: {error:#}");
     }
-    added
+    added.is_ok()
 }
 
-fn succeeds_within(command: &mut Command, timeout: Duration) -> bool {
-    let Ok(mut child) = command.stdin(Stdio::null()).spawn() else { return false };
+/// Runs a command that must succeed in time. The error has what it said on stderr.
+fn run_within(command: &mut Command, timeout: Duration) -> anyhow::Result<()> {
+    // A file, which takes any amount while nobody reads it.
+    let said = tempfile::NamedTempFile::new()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(said.reopen()?)
+        .spawn()
+        .context("cannot be run")?;
     let start = Instant::now();
-    while start.elapsed() < timeout {
-        match child.try_wait() {
-            Ok(Some(status)) => return status.success(),
-            Ok(None) => std::thread::sleep(Duration::from_millis(50)),
-            Err(_) => return false,
+    let ended = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
         }
-    }
-    // It may have ended just now, which is as well.
-    let _ = child.kill();
-    let _ = child.wait();
-    false
+        if start.elapsed() >= timeout {
+            // It may have ended just now, which is as well.
+            let _ = child.kill();
+            let _ = child.wait();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let ended = match ended {
+        Some(status) if status.success() => return Ok(()),
+        Some(status) => format!("it ended with {status}"),
+        None => format!("it was ended after {timeout:?}"),
+    };
+    let said = String::from_utf8_lossy(&fs::read(said.path())?).trim().to_owned();
+    if said.is_empty() { bail!("{ended}, and said nothing") } else { bail!("{ended}, and said:\n{said}") }
 }
 
 /// Debian's compiler, installed if it is missing.
@@ -257,8 +283,30 @@ mod tests {
     #[test]
     fn a_command_that_takes_too_long_is_ended() {
         let start = Instant::now();
-        assert!(!succeeds_within(Command::new("sleep").arg("30"), Duration::from_millis(100)));
-        assert!(start.elapsed() < Duration::from_secs(10));
-        assert!(succeeds_within(&mut Command::new("true"), Duration::from_secs(10)));
+        let error = run_within(Command::new("sleep").arg("300"), Duration::from_millis(100)).unwrap_err();
+        assert!(error.to_string().contains("ended after 100ms"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn what_a_command_that_fails_says_is_told() {
+        run_within(&mut Command::new("true"), Duration::from_secs(60)).unwrap();
+        let fails = |script: &str| {
+            run_within(Command::new("sh").args(["-c", script]), Duration::from_secs(60)).unwrap_err().to_string()
+        };
+        let error = fails("echo no network >&2; exit 3");
+        assert!(error.contains("exit status: 3") && error.contains("no network"), "{error}");
+        assert!(fails("exit 1").contains("said nothing"));
+        assert!(run_within(&mut Command::new("/nonexistent"), Duration::from_secs(60)).is_err());
+    }
+
+    #[test]
+    fn a_target_without_its_standard_library_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_whole(&folder.path().join("missing")));
+        fs::write(folder.path().join("libcore-0a1b2c.rlib.partial"), "").unwrap();
+        assert!(!is_whole(folder.path()), "rustup was interrupted here");
+        fs::write(folder.path().join("libcore-0a1b2c.rlib"), "").unwrap();
+        assert!(is_whole(folder.path()));
     }
 }

@@ -15,7 +15,7 @@ struct Applied {
 }
 
 pub async fn run(shared: &Shared) -> Result<()> {
-    let config = Config::load(&shared.config, shared.storage.as_deref())?;
+    let config = Config::load(&shared.config, shared.storage.as_ref())?;
     let store = config.storage.open().await?;
     let before = store.topology().await?.map(|topology| topology.revision);
     let topology = store.apply(&config.topology()).await?;

@@ -19,7 +19,7 @@ use tracing::info;
 
 use crate::Shared;
 use crate::commands::run::sandbox;
-use crate::output;
+use crate::{exit, output};
 
 /// Messages in one transaction of the producer.
 const ENQUEUE_BATCH: usize = 100;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
     /// Length of the measurement of latency, in seconds; 0 leaves it out
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=3_600))]
     seconds: u32,
     /// Handler component; `cargo xtask plugins` builds one that does nothing
     #[arg(long, value_name = "FILE", default_value = "target/plugins/noop.wasm")]
@@ -120,10 +120,9 @@ struct Bench {
 }
 
 pub async fn run(shared: &Shared, args: Args) -> Result<()> {
-    let Some(url) = &shared.storage else {
-        bail!("bench fills a database: name an empty one with --storage");
+    let Some(storage) = shared.storage.clone() else {
+        return Err(exit::usage("bench fills a database: name an empty one with --storage"));
     };
-    let storage = Storage::parse(url).context("--storage")?;
     let component = std::fs::read(&args.handler).with_context(|| {
         format!(
             "failed to read {}; build it with `cargo xtask plugins`, or name one with --handler",
@@ -142,7 +141,9 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     let topology =
         Topology { subscriptions: vec![subscription(&args)?], payload_bytes_max: args.payload.max(1024 * 1024) };
     let applied = store.apply(&topology).await?;
-    let host = Host::new(HostOptions { cache_dir: None, ..HostOptions::default() })?;
+    let defaults = HostOptions::default();
+    let instances_max = args.concurrency.max(defaults.instances_max);
+    let host = Host::new(HostOptions { cache_dir: None, instances_max, ..defaults })?;
     let id = applied.subscriptions[0].1;
     let bench = Bench { args, storage, store, topology, id, host, component };
 
@@ -265,6 +266,7 @@ impl Bench {
         let (engine, started) = self.start(false, true, &sandbox)?;
         let stats = engine.stats().clone();
         tokio::time::sleep(Duration::from_millis(500)).await;
+        // The ranges of both keep it far from the end of the numbers.
         let total = self.args.rate * self.args.seconds;
         let mut committed = Vec::with_capacity(total as usize);
         let begin = Instant::now();

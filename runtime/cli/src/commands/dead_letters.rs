@@ -1,6 +1,6 @@
 //! `laneway dead-letters`: deliveries that ended badly.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use laneway_core::{DeadLetterFilter, Name, Topic};
 
@@ -16,11 +16,11 @@ pub enum Command {
 #[derive(clap::Args)]
 pub struct ListArgs {
     /// Only of this subscription
-    #[arg(long)]
-    subscription: Option<String>,
+    #[arg(long, value_parser = Name::parse)]
+    subscription: Option<Name>,
     /// Only of this topic
-    #[arg(long)]
-    topic: Option<String>,
+    #[arg(long, value_parser = Topic::parse)]
+    topic: Option<Topic>,
     /// Only of this reason code
     #[arg(long)]
     reason: Option<String>,
@@ -32,12 +32,12 @@ pub struct ListArgs {
 pub async fn run(shared: &Shared, command: Command) -> Result<()> {
     let Command::List(args) = command;
     let filter = DeadLetterFilter {
-        subscription: args.subscription.as_deref().map(Name::parse).transpose().context("--subscription")?,
-        topic: args.topic.as_deref().map(Topic::parse).transpose().context("--topic")?,
+        subscription: args.subscription,
+        topic: args.topic,
         reason: args.reason,
         limit: args.limit,
     };
-    let store = config::storage(shared.storage.as_deref(), &shared.config)?.open().await?;
+    let store = config::storage(shared.storage.as_ref(), &shared.config)?.open().await?;
     let letters = store.dead_letters(&filter).await?;
     if shared.json {
         return output::json(&letters);

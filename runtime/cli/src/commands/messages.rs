@@ -1,6 +1,6 @@
 //! `laneway messages`: what is in the outbox.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Subcommand;
 use laneway_core::{MessageFilter, MessageId, MessageStatus, Topic};
 
@@ -14,7 +14,8 @@ pub enum Command {
     /// Show one message with its payload and deliveries
     Show {
         /// The message's id
-        id: String,
+        #[arg(value_parser = MessageId::parse)]
+        id: MessageId,
     },
 }
 
@@ -24,23 +25,23 @@ pub struct ListArgs {
     #[arg(long, value_parser = parse_status)]
     status: Option<MessageStatus>,
     /// Only of this topic
-    #[arg(long)]
-    topic: Option<String>,
+    #[arg(long, value_parser = Topic::parse)]
+    topic: Option<Topic>,
     /// At most this many
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
 }
 
 fn parse_status(text: &str) -> Result<MessageStatus, String> {
-    MessageStatus::from_name(text).ok_or_else(|| "use pending, processing, processed or failed".to_owned())
+    MessageStatus::from_name(text)
+        .ok_or_else(|| "use pending, processing, processed, failed or unrouted".to_owned())
 }
 
 pub async fn run(shared: &Shared, command: Command) -> Result<()> {
-    let store = config::storage(shared.storage.as_deref(), &shared.config)?.open().await?;
+    let store = config::storage(shared.storage.as_ref(), &shared.config)?.open().await?;
     match command {
         Command::List(args) => {
-            let topic = args.topic.as_deref().map(Topic::parse).transpose().context("--topic")?;
-            let filter = MessageFilter { status: args.status, topic, limit: args.limit };
+            let filter = MessageFilter { status: args.status, topic: args.topic, limit: args.limit };
             let messages = store.messages(&filter).await?;
             if shared.json {
                 return output::json(&messages);
@@ -61,7 +62,6 @@ pub async fn run(shared: &Shared, command: Command) -> Result<()> {
             output::table(["ID", "TOPIC", "STATUS", "PRIORITY", "BYTES", "CREATED"], &rows)
         }
         Command::Show { id } => {
-            let id = MessageId::parse(&id)?;
             let Some(message) = store.message(&id).await? else {
                 bail!("no message has the id `{id}`");
             };

@@ -13,7 +13,7 @@ struct Done {
 }
 
 pub async fn run(shared: &Shared) -> Result<()> {
-    let storage = config::storage(shared.storage.as_deref(), &shared.config)?;
+    let storage = config::storage(shared.storage.as_ref(), &shared.config)?;
     let migrated = storage.migrate().await?;
     if shared.json {
         return output::json(&Done { from: migrated.from, to: migrated.to });

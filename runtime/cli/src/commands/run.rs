@@ -5,37 +5,37 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use laneway_core::{AppliedTopology, Invoker, Name, Store, SubscriptionId};
 use laneway_engine::{Binding, Engine, EngineOptions};
-use laneway_host::{Host, HostOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use laneway_host::{Host, HostError, HostOptions};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::Shared;
 use crate::config::{Config, SubscriptionConfig};
-use crate::output;
+use crate::{exit, output};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// This node's name, before that of the configuration
-    #[arg(long, value_name = "NAME")]
-    node: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = Name::parse)]
+    node: Option<Name>,
     /// Apply the configuration's subscriptions even if the database has others
     #[arg(long)]
     apply: bool,
 }
 
 pub async fn run(shared: &Shared, args: Args) -> Result<()> {
-    let mut config = Config::load(&shared.config, shared.storage.as_deref())?;
-    if let Some(node) = &args.node {
-        config.node = Name::parse(node).context("--node")?;
+    let mut config = Config::load(&shared.config, shared.storage.as_ref())?;
+    if let Some(node) = args.node {
+        config.node = node;
     }
-    // Listen before anything is claimed: a signal from here on drains.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let host = host(&config)?;
-    let invokers = load(&host, &config.subscriptions).await?;
-    let store = config.storage.open().await?;
-    let topology = agree(&*store, &config, args.apply).await?;
-    let bindings = bind(&config, &topology, invokers)?;
+    let mut signals = Signals::listen()?;
+    let (store, topology, bindings) = tokio::select! {
+        ready = prepare(&config, args.apply) => ready?,
+        name = signals.next() => {
+            info!("{name}: stopped before anything was claimed");
+            return Ok(());
+        }
+    };
     let sandbox = sandbox(config.sandbox_threads)?;
     let options = EngineOptions {
         poll_interval: config.poll_interval,
@@ -45,35 +45,67 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     let engine = Engine::start(&store, bindings, options, sandbox.handle());
     let stats = engine.stats().clone();
     info!(storage = config.storage.kind(), topology = topology.revision, "laneway is running");
-    tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: draining"),
-        _ = interrupt.recv() => info!("SIGINT: draining"),
-    }
-    tokio::select! {
-        report = engine.drain() => {
-            if !report.complete {
-                warn!("stopped before everything was handed back");
-            }
-        }
-        _ = terminate.recv() => warn!("second signal: stopping at once; leases end by themselves"),
-        _ = interrupt.recv() => warn!("second signal: stopping at once; leases end by themselves"),
-    }
+    let name = signals.next().await;
+    info!("{name}: draining");
+    let incomplete = tokio::select! {
+        report = engine.drain() => (!report.complete).then_some("not everything could be handed back"),
+        _ = signals.next() => Some("a second signal came while it drained"),
+    };
     sandbox.shutdown_background();
     if shared.json {
         output::json(&stats.snapshot())?;
     }
-    Ok(())
+    match incomplete {
+        None => Ok(()),
+        Some(why) => Err(exit::Incomplete(why).into()),
+    }
+}
+
+/// The signals that ask for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one, and names it.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Everything up to the first claim. The plugins come first: a database is not made for what cannot run.
+async fn prepare(config: &Config, apply: bool) -> Result<(Arc<dyn Store>, AppliedTopology, Vec<Binding>)> {
+    let host = host(config)?;
+    let invokers = load(&host, &config.subscriptions).await?;
+    let store = config.storage.open().await?;
+    let topology = agree(&*store, config, apply).await?;
+    let bindings = bind(config, &topology, invokers)?;
+    Ok((store, topology, bindings))
 }
 
 /// The WebAssembly host that a configuration asks for.
-pub fn host(config: &Config) -> Result<Arc<Host>> {
+fn host(config: &Config) -> Result<Arc<Host>> {
     let options = HostOptions {
         cache_dir: config.cache_dir.clone(),
         instances_max: config.instances_max,
         memory_bytes_max: config.memory_bytes_max,
         ..HostOptions::default()
     };
-    Ok(Host::new(options)?)
+    match Host::new(options.clone()) {
+        Err(error @ HostError::Cache { .. }) if !config.cache_dir_is_set => {
+            warn!(%error, "no cache of compiled plugins: each start compiles them; `cache_dir` names another place");
+            Ok(Host::new(HostOptions { cache_dir: None, ..options })?)
+        }
+        made => Ok(made?),
+    }
 }
 
 /// Threads for guests only, so that they delay no lease and no commit.
@@ -91,8 +123,13 @@ async fn load(host: &Arc<Host>, subscriptions: &[SubscriptionConfig]) -> Result<
         let name = &subscription.name;
         let bytes = std::fs::read(component)
             .with_context(|| format!("subscription `{name}`: failed to read {}", component.display()))?;
-        let plugin = host
-            .plugin(&bytes, spec.clone())
+        // Compiling takes long, and a signal is to be heard meanwhile.
+        let compiling = tokio::task::spawn_blocking({
+            let (host, spec) = (host.clone(), spec.clone());
+            move || host.plugin(&bytes, spec)
+        });
+        let plugin = compiling
+            .await?
             .with_context(|| format!("subscription `{name}`: {} cannot run", component.display()))?;
         plugin
             .validate()

@@ -6,7 +6,7 @@ use crate::Shared;
 use crate::{config, output};
 
 pub async fn run(shared: &Shared) -> Result<()> {
-    let store = config::storage(shared.storage.as_deref(), &shared.config)?.open().await?;
+    let store = config::storage(shared.storage.as_ref(), &shared.config)?.open().await?;
     let status = store.status().await?;
     if shared.json {
         return output::json(&status);

@@ -22,7 +22,7 @@ const CONCURRENCY_MAX: u32 = 1024;
 /// Most deliveries that one claim takes.
 const CLAIM_BATCH_MAX: u32 = 4096;
 /// Most bytes that a payload may have: what the databases' rows and the sandbox can carry with ease.
-const PAYLOAD_BYTES_MAX: u32 = 64 * 1024 * 1024;
+pub const PAYLOAD_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,9 +223,11 @@ fn parse_duration(text: &str) -> Result<Duration> {
 
 impl File {
     /// Checks everything that can be checked without a database or a plugin.
-    pub fn check(self, folder: &Path, storage: Option<&str>) -> Result<Config> {
-        let url = storage.unwrap_or(&self.storage.url);
-        let storage = resolve(Storage::parse(url).context("storage.url")?, folder, storage.is_some());
+    pub fn check(self, folder: &Path, storage: Option<&Storage>) -> Result<Config> {
+        let storage = match storage {
+            Some(given) => given.clone(),
+            None => resolve(Storage::parse(&self.storage.url).context("storage.url")?, folder),
+        };
         ensure!(self.sandbox.instances_max > 0, "sandbox.instances_max is 0; at least 1 instance is needed");
         ensure!(self.node.sandbox_threads != Some(0), "node.sandbox_threads is 0; at least 1 thread is needed");
         ensure!(!self.node.poll_interval.is_zero(), "node.poll_interval is 0; such as \"1s\" is meant");
@@ -234,7 +236,6 @@ impl File {
             "limits.payload_bytes_max is {}; it must lie between 1 and {PAYLOAD_BYTES_MAX}",
             self.limits.payload_bytes_max
         );
-        let memory_bytes_max = self.sandbox.memory_bytes_max;
         let mut subscriptions = Vec::with_capacity(self.subscriptions.len());
         for block in self.subscriptions {
             let name = block.name.clone();
@@ -243,7 +244,7 @@ impl File {
                 "subscription `{name}` is declared twice; names are identities"
             );
             let checked = block
-                .check(folder, memory_bytes_max, self.limits.payload_bytes_max)
+                .check(folder, &self.sandbox, self.limits.payload_bytes_max)
                 .with_context(|| format!("subscription `{name}`"))?;
             subscriptions.push(checked);
         }
@@ -253,9 +254,10 @@ impl File {
             poll_interval: self.node.poll_interval,
             grace: self.node.grace,
             sandbox_threads: self.node.sandbox_threads,
+            cache_dir_is_set: self.sandbox.cache_dir.is_some(),
             cache_dir: self.sandbox.cache_dir.map(|path| folder.join(path)).or_else(default_cache_dir),
             instances_max: self.sandbox.instances_max,
-            memory_bytes_max,
+            memory_bytes_max: self.sandbox.memory_bytes_max,
             payload_bytes_max: self.limits.payload_bytes_max,
             subscriptions,
         })
@@ -263,12 +265,7 @@ impl File {
 }
 
 impl SubscriptionBlock {
-    fn check(
-        self,
-        folder: &Path,
-        memory_bytes_ceiling: usize,
-        payload_bytes_max: u32,
-    ) -> Result<SubscriptionConfig> {
+    fn check(self, folder: &Path, sandbox: &SandboxBlock, payload_bytes_max: u32) -> Result<SubscriptionConfig> {
         let (kind, component) = match (self.handler, self.publisher) {
             (Some(path), None) => (SubscriptionKind::Handler, path),
             (None, Some(path)) => (SubscriptionKind::Publisher, path),
@@ -280,6 +277,13 @@ impl SubscriptionBlock {
             Ok(())
         };
         within("concurrency", self.concurrency, CONCURRENCY_MAX)?;
+        // More could never run at once, and would only wait for one another.
+        ensure!(
+            self.concurrency <= sandbox.instances_max,
+            "concurrency is {}, over sandbox.instances_max, which is {}; lower the one or raise the other",
+            self.concurrency,
+            sandbox.instances_max
+        );
         within("claim_batch", self.claim_batch, CLAIM_BATCH_MAX)?;
         within("publish_batch", self.publish_batch, CLAIM_BATCH_MAX)?;
         for (key, value) in [("lease", self.lease), ("timeout", self.timeout)] {
@@ -308,9 +312,10 @@ impl SubscriptionBlock {
             ..defaults
         };
         ensure!(
-            limits.memory_bytes_max <= memory_bytes_ceiling,
-            "limits.memory_bytes_max is {}, over sandbox.memory_bytes_max, which is {memory_bytes_ceiling}",
-            limits.memory_bytes_max
+            limits.memory_bytes_max <= sandbox.memory_bytes_max,
+            "limits.memory_bytes_max is {}, over sandbox.memory_bytes_max, which is {}",
+            limits.memory_bytes_max,
+            sandbox.memory_bytes_max
         );
         let subscription = Subscription {
             name: self.name.clone(),
@@ -340,13 +345,13 @@ impl SubscriptionBlock {
 }
 
 /// A relative SQLite path in the file is relative to the file; one on the command line, to where the user stands.
-fn resolve(storage: Storage, folder: &Path, from_command_line: bool) -> Storage {
+fn resolve(storage: Storage, folder: &Path) -> Storage {
     match storage {
-        Storage::Sqlite(mut options) if !from_command_line => {
+        Storage::Sqlite(mut options) => {
             options.path = folder.join(options.path);
             Storage::Sqlite(options)
         }
-        other => other,
+        Storage::Postgres(options) => Storage::Postgres(options),
     }
 }
 

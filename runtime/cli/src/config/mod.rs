@@ -1,6 +1,8 @@
 //! `laneway.toml`: read, checked, and turned into what the crates take. Only this crate reads configuration.
 
 mod file;
+#[cfg(test)]
+mod keys;
 mod suggest;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use laneway_core::{Name, Subscription, Topology};
 use laneway_host::PluginSpec;
 use laneway_store::Storage;
 
-pub use file::REFERENCE;
+pub use file::{PAYLOAD_BYTES_MAX, REFERENCE};
 
 /// A checked configuration.
 pub struct Config {
@@ -27,6 +29,8 @@ pub struct Config {
     pub sandbox_threads: Option<usize>,
     /// Where compiled plugins are kept, if anywhere.
     pub cache_dir: Option<PathBuf>,
+    /// Whether the file says so. A default that cannot be used is done without.
+    pub cache_dir_is_set: bool,
     /// Plugin instances that may exist at once.
     pub instances_max: u32,
     /// Largest memory that any plugin may be given, in bytes.
@@ -52,7 +56,7 @@ impl Config {
     ///
     /// # Errors
     /// Names the file, the key and what is wrong with it.
-    pub fn load(path: &Path, storage: Option<&str>) -> Result<Self> {
+    pub fn load(path: &Path, storage: Option<&Storage>) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("failed to read the configuration {}", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -63,7 +67,7 @@ impl Config {
     ///
     /// # Errors
     /// Names the key and what is wrong with it.
-    pub fn parse(text: &str, folder: &Path, storage: Option<&str>) -> Result<Self> {
+    pub fn parse(text: &str, folder: &Path, storage: Option<&Storage>) -> Result<Self> {
         let file: file::File = toml::from_str(text).map_err(|error| suggest::improve(&error))?;
         file.check(folder, storage)
     }
@@ -81,10 +85,10 @@ impl Config {
 /// The storage of a command: from `--storage`, else from the configuration.
 ///
 /// # Errors
-/// Neither is given, or the address is not well formed.
-pub fn storage(url: Option<&str>, config: &Path) -> Result<Storage> {
-    match url {
-        Some(url) => Storage::parse(url).context("--storage"),
+/// Neither is given, or the configuration cannot be read.
+pub fn storage(given: Option<&Storage>, config: &Path) -> Result<Storage> {
+    match given {
+        Some(storage) => Ok(storage.clone()),
         None if config.exists() => Ok(Config::load(config, None)?.storage),
         None => bail!(
             "no storage: {} does not exist; give --storage URL, set LANEWAY_STORAGE_URL, or name a file with --config",
@@ -169,6 +173,10 @@ mod tests {
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlease = \"soon\"", "lease"),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlease = \"10ms\"", "lease"),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nconcurrency = 0", "concurrency"),
+            (
+                "name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nconcurrency = 257",
+                "concurrency is 257, over sandbox.instances_max, which is 256",
+            ),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nretry = { max_attempts = 0 }", "max_attempts"),
             (
                 "name = \"s\"\ntopic = \"a\"\npublisher = \"h\"\ngrants = { http = [\"nonsense\"] }",

@@ -8,6 +8,7 @@ use std::time::Instant;
 use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::{Method, Request, Response};
+use hyper_util::client::legacy::connect::capture_connection;
 use laneway_core::Name;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
@@ -107,7 +108,7 @@ impl WasiHttpHooks for Hooks {
 async fn send(
     access: Arc<Access>,
     reach: Reach,
-    request: Request<WasiBody>,
+    mut request: Request<WasiBody>,
     options: RequestOptions,
     deadline: Instant,
     slot: OwnedSemaphorePermit,
@@ -122,9 +123,12 @@ async fn send(
     let until = deadline.min(Instant::now() + first_byte.min(limits.http_first_byte_timeout));
     let client: &PooledClient = access.clients.of(reach);
     let origin = format!("{}://{}", request.uri().scheme_str().unwrap_or_default(), authority_of(&request));
+    let connection = capture_connection(&mut request);
     let response = match tokio::time::timeout_at(until.into(), client.request(request)).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(explain(&access.name, &origin, &error)),
+        // Without a connection (name, address, TLS) nothing was sent, and the guest may say so.
+        Err(_) if connection.connection_metadata().is_none() => return Err(Error::ConnectionTimeout),
         Err(_) => return Err(Error::HttpResponseTimeout),
     };
     let max = limits.http_response_bytes_max;

@@ -195,6 +195,18 @@ async fn no_timeout_of_the_guest_outlasts_the_attempt() {
 }
 
 #[tokio::test]
+async fn a_request_whose_connection_was_not_made_in_time_was_not_sent() {
+    // It takes the connection, and says nothing to the TLS handshake.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("https://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let mut hooks = hooks(std::slice::from_ref(&origin), Limits::default());
+    let soon = Some(Duration::from_millis(100));
+    let options = RequestOptions { first_byte_timeout: soon, ..RequestOptions::default() };
+    let answer = ask(&mut hooks, &origin, options).await.map(drop);
+    assert!(matches!(answer, Err(Error::ConnectionTimeout)), "{answer:?}");
+}
+
+#[tokio::test]
 async fn requests_under_way_are_limited_in_number() {
     let server = Server::start().await;
     let origin = format!("http://127.0.0.1:{}", server.port);

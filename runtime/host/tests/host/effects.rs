@@ -13,9 +13,11 @@ use crate::support::{MemoryState, call, call_on, handler, retried, run};
 const DATA: &str = r#"
     (data (i32.const 16) "key") (data (i32.const 32) "value")
     (data (i32.const 48) "mail.send") (data (i32.const 64) "bad topic")"#;
+/// Topic; no key; no priority; no content type; no headers; body; delay; where the answer goes.
 const EMIT: &str = "(call $emit
-    (i32.const 48) (i32.const 9) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
-    (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 32) (i32.const 5)
+    (i32.const 48) (i32.const 9) (i32.const 0) (i32.const 0) (i32.const 0)
+    (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
+    (i32.const 0) (i32.const 0) (i32.const 32) (i32.const 5)
     (i32.const 1) (i64.const 250) (i32.const 512))";
 const GET: &str = "(call $get (i32.const 16) (i32.const 3) (i32.const 512))";
 const PUT: &str = "(call $put (i32.const 16) (i32.const 3) (i32.const 32) (i32.const 5))";
@@ -97,6 +99,52 @@ async fn a_message_that_cannot_be_sent_is_refused_without_a_trap() {
     assert!(done.effects.emits.is_empty());
     let large = EMIT.replace("(i32.const 32) (i32.const 5)", "(i32.const 32) (i32.const 1001)");
     run(&handler(&guest(&format!("{large} {}", check("1")))), call()).await.result.unwrap();
+}
+
+#[tokio::test]
+async fn what_no_database_can_hold_ends_the_attempt_that_wrote_it() {
+    // The text `key` with the NUL that follows it, and a key of 1,025 bytes.
+    let fill = "(memory.fill (i32.const 4096) (i32.const 97) (i32.const 1025))";
+    let calls = [
+        "(call $get KEY (i32.const 512))",
+        "(call $put KEY (i32.const 32) (i32.const 5))",
+        "(call $delete KEY)",
+        "(call $add KEY (i64.const 1))",
+        "(drop (call $count KEY))",
+    ];
+    for (key, wants) in [
+        ("(i32.const 16) (i32.const 4)", Some("NUL")),
+        ("(i32.const 4096) (i32.const 1025)", Some("1025 bytes")),
+        ("(i32.const 4096) (i32.const 1024)", None),
+    ] {
+        for text in calls {
+            let done = run(&handler(&guest(&format!("{fill} {} {OK}", text.replace("KEY", key)))), call()).await;
+            match wants {
+                Some(wants) => {
+                    let (reason, error) = retried(&done);
+                    assert_eq!(reason, Reason::EFFECT_LIMIT);
+                    assert!(error.contains(wants), "{text}: {error}");
+                }
+                None => done.result.unwrap(),
+            }
+        }
+    }
+    let none = "(i32.const 0) (i32.const 0) (i32.const 0)";
+    let topic = "(i32.const 48) (i32.const 9)";
+    // The ordering key; then a list of one header, whose value has the NUL.
+    let keyed =
+        EMIT.replace(&format!("{topic} {none}"), &format!("{topic} (i32.const 1) (i32.const 16) (i32.const 4)"));
+    let header = "(i32.store (i32.const 96) (i32.const 16)) (i32.store (i32.const 100) (i32.const 3))
+        (i32.store (i32.const 104) (i32.const 16)) (i32.store (i32.const 108) (i32.const 4))";
+    let body = "(i32.const 32) (i32.const 5)";
+    let headed = EMIT
+        .replace(&format!("(i32.const 0) (i32.const 0) {body}"), &format!("(i32.const 96) (i32.const 1) {body}"));
+    assert!(keyed != EMIT && headed != EMIT);
+    for (emit, wants) in [(keyed, "the key of an emitted message"), (headed, "a header of an emitted message")] {
+        let (reason, error) = retried(&run(&handler(&guest(&format!("{header} {emit} {OK}"))), call()).await);
+        assert_eq!(reason, Reason::EFFECT_LIMIT);
+        assert!(error.contains(wants) && error.contains("NUL"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -178,5 +178,18 @@ pub const FAIL: &str = r#"
         (i32.const 2048))
 ;;--"#;
 
+/// A function `$sleep` for so many nanoseconds. It needs `wasi:clocks/monotonic-clock` and `wasi:io/poll`.
+pub const SLEEP: &str = r#"
+    (import "wasi:clocks/monotonic-clock@0.2.0" "subscribe-duration" (func $subscribe (param i64) (result i32)))
+    (import "wasi:io/poll@0.2.0" "[method]pollable.block" (func $block (param i32)))
+    (import "wasi:io/poll@0.2.0" "[resource-drop]pollable" (func $drop (param i32)))
+;;--
+    (func $sleep (param $nanoseconds i64)
+        (local $pollable i32)
+        (local.set $pollable (call $subscribe (local.get $nanoseconds)))
+        (call $block (local.get $pollable))
+        (call $drop (local.get $pollable)))
+;;--"#;
+
 /// The result of success.
 pub const OK: &str = "(i32.const 1024)";

@@ -1,5 +1,6 @@
 //! The host against guests that are good, broken and hostile.
 
+mod busy;
 mod contract;
 mod effects;
 mod guest;

@@ -100,8 +100,9 @@ async fn a_huge_answer_ends_with_output_limit() {
 
 #[tokio::test]
 async fn too_many_effects_end_with_effect_limit() {
-    let emit = "(loop $again
-        (call $put (i32.const 0) (local.get $i) (i32.const 0) (i32.const 1))
+    let emit = "(memory.fill (i32.const 4096) (i32.const 97) (i32.const 1024))
+    (loop $again
+        (call $put (i32.const 4096) (local.get $i) (i32.const 0) (i32.const 1))
         (local.set $i (i32.add (local.get $i) (i32.const 1)))
         (br_if $again (i32.lt_u (local.get $i) (i32.const 5000)))) (i32.const 1024)";
     let done = run(&handler(&Guest::handler(emit).fields(EFFECTS)), call()).await;

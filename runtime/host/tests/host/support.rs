@@ -73,7 +73,7 @@ impl StateView for MemoryState {
             tokio::time::sleep(self.delay).await;
         }
         if self.broken {
-            return Err(StateError("the disk is on fire".to_owned()));
+            return Err(StateError { text: "the disk is on fire".to_owned(), transient: true });
         }
         Ok(self.entries.lock().unwrap().get(key).cloned())
     }

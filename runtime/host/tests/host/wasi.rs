@@ -4,21 +4,13 @@ use std::time::{Duration, Instant};
 
 use laneway_core::Reason;
 
-use crate::guest::{Guest, OK};
+use crate::guest::{Guest, OK, SLEEP};
 use crate::support::{Captured, call, handler, retried, run, timed};
 
 #[tokio::test]
 async fn a_guest_that_sleeps_wakes_up_or_ends_with_its_attempt() {
-    let imports = r#"
-        (import "wasi:clocks/monotonic-clock@0.2.0" "subscribe-duration" (func $subscribe (param i64) (result i32)))
-        (import "wasi:io/poll@0.2.0" "[method]pollable.block" (func $block (param i32)))
-        (import "wasi:io/poll@0.2.0" "[resource-drop]pollable" (func $drop (param i32)));;--"#;
     let sleeper = |nanoseconds: u64| {
-        let work = format!(
-            "(local.set $i (call $subscribe (i64.const {nanoseconds})))
-            (call $block (local.get $i)) (call $drop (local.get $i)) {OK}"
-        );
-        let guest = Guest::handler(&work).fields(imports);
+        let guest = Guest::handler(&format!("(call $sleep (i64.const {nanoseconds})) {OK}")).fields(SLEEP);
         handler(&guest.import("wasi:clocks/monotonic-clock@0.2.0").import("wasi:io/poll@0.2.0"))
     };
     let began = Instant::now();

@@ -12,7 +12,7 @@ use sqlx::query::Query;
 use sqlx::{Connection as _, Decode, Executor as _, PgConnection, PgPool, Postgres, Row as _, Type};
 
 use super::PostgresOptions;
-use super::nodelay::disable_delay;
+use super::socket;
 
 /// What all of this half works with; [`classify`] turns the error into the store's at the edge.
 pub(super) type Outcome<T> = Result<T, sqlx::Error>;
@@ -88,7 +88,7 @@ impl Database {
                 })
             })
             .after_connect(move |connection, _| {
-                disable_delay(port);
+                socket::tune(port);
                 connecting.fetch_add(1, Ordering::Relaxed);
                 Box::pin(async move { connection.execute(SETTINGS).await.map(drop) })
             })

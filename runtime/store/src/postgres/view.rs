@@ -221,6 +221,17 @@ pub(super) async fn messages(database: &Database, filter: &MessageFilter) -> Out
                     WHERE e.message_seq = f.message_seq AND e.id > f.id OFFSET 0)
             ORDER BY f.message_seq DESC LIMIT $3"
         ),
+        Some(MessageStatus::Unrouted) => concat!(
+            "-- view.messages_unrouted
+            SELECT ",
+            message_columns!(),
+            "
+            FROM laneway.unrouted u JOIN laneway.message m ON m.seq = u.message_seq ",
+            with_status!(),
+            "
+            WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
+            ORDER BY u.message_seq DESC LIMIT $3"
+        ),
     };
     let statement = sqlx::query(query)
         .bind(filter.status.map(MessageStatus::as_str))

@@ -300,5 +300,51 @@ fn parse_headers(json: &str) -> Vec<Header> {
             Ok(headers)
         }
     }
-    serde_json::Deserializer::from_str(json).deserialize_map(Headers).unwrap_or_default()
+    let parse = |json: &str| serde_json::Deserializer::from_str(json).deserialize_map(Headers);
+    // JavaScript writes half a surrogate pair where it cut a text; SQLite lets that pass, a String cannot hold it.
+    parse(json).or_else(|_| parse(&without_lone_surrogates(json))).unwrap_or_else(|error| {
+        tracing::warn!(%error, "headers of a message are not readable; it is run without them");
+        Vec::new()
+    })
+}
+
+/// Replaces escapes of half a surrogate pair by that of the replacement character.
+fn without_lone_surrogates(json: &str) -> String {
+    let unit = |text: &str| -> Option<u32> {
+        let digits = text.strip_prefix("\\u")?.get(..4)?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    let mut mended = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        mended.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let taken = match unit(rest) {
+            Some(0xD800..=0xDBFF) if matches!(rest.get(6..).and_then(unit), Some(0xDC00..=0xDFFF)) => 12,
+            Some(0xD800..=0xDFFF) => {
+                mended.push_str("\\ufffd");
+                rest = &rest[6..];
+                continue;
+            }
+            // Any other escape: the character behind the backslash goes with it.
+            _ => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+        };
+        mended.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    mended.push_str(rest);
+    mended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_surrogate_pair_costs_no_header() {
+        let json = r#"{"a":"x\ud83d","b":"\ud83d\ude00","c":"\\ud83d","d":"\ude00\n"}"#;
+        let read: Vec<(String, String)> = parse_headers(json).into_iter().map(|h| (h.name, h.value)).collect();
+        let wanted = [("a", "x\u{fffd}"), ("b", "\u{1f600}"), ("c", "\\ud83d"), ("d", "\u{fffd}\n")];
+        assert_eq!(read, wanted.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
 }

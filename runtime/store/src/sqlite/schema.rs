@@ -1,6 +1,7 @@
 //! Our tables in the file: which version they have, and how they get there.
 
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use laneway_core::StoreError;
 use sqlx::migrate::{MigrateError, Migrator};
@@ -27,7 +28,8 @@ fn newest_known() -> i64 {
 /// As for [`super::SqliteStore::open`], but for an older schema.
 pub async fn migrate(options: SqliteOptions) -> Result<Migrated, StoreError> {
     let mut connection = connect(&options).await?;
-    let migrated = bring_up_to_date(&mut connection).await.map_err(|error| name_file(error, &options.path))?;
+    let migrated =
+        bring_up_to_date(&mut connection, &options).await.map_err(|error| name_file(error, &options.path))?;
     connection.close().await.map_err(classify)?;
     Ok(migrated)
 }
@@ -35,7 +37,7 @@ pub async fn migrate(options: SqliteOptions) -> Result<Migrated, StoreError> {
 /// Opens the file for writing, with a schema that is this program's.
 pub(super) async fn open(options: &SqliteOptions) -> Result<SqliteConnection, StoreError> {
     let mut connection = connect(options).await?;
-    prepare(&mut connection, options.create).await.map_err(|error| name_file(error, &options.path))?;
+    prepare(&mut connection, options).await.map_err(|error| name_file(error, &options.path))?;
     Ok(connection)
 }
 
@@ -46,23 +48,26 @@ async fn connect(options: &SqliteOptions) -> Result<SqliteConnection, StoreError
     connect_writer(options).await
 }
 
-async fn prepare(connection: &mut SqliteConnection, create: bool) -> Result<(), StoreError> {
+async fn prepare(connection: &mut SqliteConnection, options: &SqliteOptions) -> Result<(), StoreError> {
     let needed = newest_known();
     let found = version(connection).await?;
-    if found == 0 && create {
-        bring_up_to_date(connection).await?;
+    if found == 0 && options.create {
+        bring_up_to_date(connection, options).await?;
     } else if found < needed {
         return Err(StoreError::SchemaOlder { found, needed });
     } else if found > needed {
         return Err(StoreError::SchemaNewer { found, known: needed });
     }
-    use_wal(connection).await
+    use_wal(connection, options.busy_timeout).await
 }
 
-async fn bring_up_to_date(connection: &mut SqliteConnection) -> Result<Migrated, StoreError> {
+async fn bring_up_to_date(
+    connection: &mut SqliteConnection,
+    options: &SqliteOptions,
+) -> Result<Migrated, StoreError> {
     // Looks before it touches: a file that is not ours stays as it is.
     version(connection).await?;
-    use_wal(connection).await?;
+    use_wal(connection, options.busy_timeout).await?;
     // The migrator takes no lock on SQLite. With the write lock held, of two programs that start at once the second
     // finds the work done.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
@@ -104,7 +109,7 @@ async fn version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
 }
 
 /// Readers and the writer do not wait for each other in WAL mode. The mode is the file's, and lasts.
-async fn use_wal(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn use_wal(connection: &mut SqliteConnection, patience: Duration) -> Result<(), StoreError> {
     // schema.wal
     let row = sqlx::query(
         "SELECT (SELECT encoding FROM pragma_encoding), (SELECT journal_mode FROM pragma_journal_mode)",
@@ -119,8 +124,16 @@ async fn use_wal(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     if row.try_get::<String, _>(1).map_err(classify)? == "wal" {
         return Ok(());
     }
-    let mode: String =
-        sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(connection).await.map_err(classify)?;
+    // SQLite does not wait for other connections here, such as one that switches at the same time.
+    let deadline = Instant::now() + patience;
+    let mode: String = loop {
+        match sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await.map_err(classify) {
+            Err(StoreError::Unavailable(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            done => break done?,
+        }
+    };
     if mode != "wal" {
         return Err(StoreError::Unavailable(format!("its journal is {mode}, and it could not be switched to WAL")));
     }

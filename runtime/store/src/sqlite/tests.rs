@@ -105,7 +105,7 @@ impl Numbers {
 
 #[tokio::test]
 async fn the_trigger_matches_as_patterns_do() {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261);
+    let seed = std::env::var("LANEWAY_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261);
     println!("seed={seed}");
     let mut numbers = Numbers(seed);
     let patterns: BTreeSet<String> = (0..150).map(|_| numbers.segments(true)).collect();
@@ -242,25 +242,22 @@ async fn cancelled_calls_leave_the_store_usable() {
 async fn settlements_are_flushed_and_claims_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let (store, ids) = open_with(directory.path(), &[">"]).await;
-    let synchronous = async |durability| {
-        let mut transaction = store.connections().begin(durability).await.unwrap();
-        let mut level: i64 = -1;
-        transaction
-            .each(sqlx::query("SELECT synchronous FROM pragma_synchronous"), |row| {
-                level = row.try_get(0)?;
-                Ok(())
-            })
+    // As the last call left the connection: looked at, not begun anew.
+    let synchronous = async || {
+        let mut writer = store.connections().writer.lock().await;
+        let level: i64 = sqlx::query_scalar("SELECT synchronous FROM pragma_synchronous")
+            .fetch_one(&mut writer.connection)
             .await
             .unwrap();
-        transaction.roll_back().await.unwrap();
         level
     };
     for _ in 0..3 {
         store.enqueue(&[message("a")]).await.unwrap();
+        assert_eq!(synchronous().await, 2, "messages are flushed");
         let batch = claim(&store, ids[0]).await.unwrap();
-        assert_eq!(synchronous(Durability::Buffered).await, 1);
+        assert_eq!(synchronous().await, 1, "claims are not");
         store.settle(&completions(&batch)).await.unwrap();
-        assert_eq!(synchronous(Durability::Flushed).await, 2);
+        assert_eq!(synchronous().await, 2, "settlements are flushed");
     }
 }
 
@@ -397,4 +394,32 @@ async fn what_a_producer_may_not_write_is_refused_with_what_is_allowed() {
         let error = sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&mut connection).await.unwrap_err();
         assert!(error.to_string().contains(wants), "{columns}: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_look_for_whom_to_wake_reads_only_what_is_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_store, _) = open_with(directory.path(), &[">"]).await;
+    let mut connection = connect(&directory.path().join("test.db")).await;
+    let rows = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", super::wake::DUE_SINCE)))
+        .bind(1)
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+    let plan: Vec<String> = rows.iter().map(|row| row.get(3)).collect();
+    assert!(plan.iter().any(|step| step.contains("SEARCH laneway_delivery USING INTEGER PRIMARY KEY")), "{plan:?}");
+}
+
+#[tokio::test]
+async fn applying_again_and_again_uses_up_no_numbers() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, ids) = open_with(directory.path(), &["a", "b"]).await;
+    for _ in 0..5 {
+        for patterns in [["a", "c"], ["a", "b"]] {
+            drop(open_with(directory.path(), &patterns).await);
+        }
+    }
+    drop(store);
+    let (_store, more) = open_with(directory.path(), &["a", "b", "d"]).await;
+    assert_eq!(more[2].0, ids[1].0 + 1);
 }

@@ -7,7 +7,7 @@ use laneway_core::{
 };
 use sqlx::Row;
 
-use super::connection::{Connections, Reader, classify, json, now_ms};
+use super::connection::{Connections, Reader, Statement, classify, json, now_ms};
 use super::writer::{Durability, Transaction};
 
 /// Dots of a topic of the greatest length, and more.
@@ -106,24 +106,36 @@ pub(super) async fn apply(connections: &Connections, topology: &Topology) -> Res
 async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Result<(), StoreError> {
     let form = PatternForm::of(&subscription.pattern)?;
     let query = "-- topology.put
+        UPDATE laneway_subscription SET pattern = ?2, kind = ?3, topic_glob = ?4, dots_min = ?5, dots_max = ?6,
+            literals = ?7, lane_threshold = ?8, active = 1, policies = ?9
+        WHERE name = ?1";
+    let changed = transaction.execute(bound(query, subscription, &form)?).await?.rows_affected();
+    if changed > 0 {
+        return Ok(());
+    }
+    // An insert that turns into an update would use up a number each time.
+    let query = "-- topology.add
         INSERT INTO laneway_subscription
             (name, pattern, kind, topic_glob, dots_min, dots_max, literals, lane_threshold, active, policies)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?)
-        ON CONFLICT (name) DO UPDATE SET pattern = excluded.pattern, kind = excluded.kind,
-            topic_glob = excluded.topic_glob, dots_min = excluded.dots_min, dots_max = excluded.dots_max,
-            literals = excluded.literals, lane_threshold = excluded.lane_threshold, active = 1,
-            policies = excluded.policies";
-    let statement = sqlx::query(query)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 1, ?9)";
+    transaction.execute(bound(query, subscription, &form)?).await.map(drop)
+}
+
+fn bound<'q>(
+    query: &'static str,
+    subscription: &'q Subscription,
+    form: &'q PatternForm,
+) -> Result<Statement<'q>, StoreError> {
+    Ok(sqlx::query(query)
         .bind(subscription.name.as_str())
         .bind(subscription.pattern.as_str())
         .bind(subscription.kind.as_str())
-        .bind(form.topic_glob)
+        .bind(&form.topic_glob)
         .bind(form.dots_min)
         .bind(form.dots_max)
-        .bind(form.literals)
+        .bind(&form.literals)
         .bind(subscription.lane_threshold.0)
-        .bind(json(subscription)?);
-    transaction.execute(statement).await.map(drop)
+        .bind(json(subscription)?))
 }
 
 /// Puts the limit into a trigger of its own, as a number: a producer's insert looks nothing up.

@@ -27,6 +27,12 @@ fn lane(number: i16) -> Decoded<Lane> {
     Lane::from_number(number).ok_or_else(|| sqlx::Error::Decode(format!("lane {number} is unknown").into()))
 }
 
+/// A text that a producer may have written as no UTF-8: one such must not hide the others.
+fn text(row: &SqliteRow, column: usize) -> Decoded<Option<String>> {
+    let bytes: Option<&[u8]> = row.try_get_unchecked(column)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+}
+
 fn count(row: &SqliteRow, column: usize) -> Decoded<u64> {
     Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or_default())
 }
@@ -122,10 +128,10 @@ fn message_view(row: &SqliteRow) -> Decoded<MessageView> {
         seq: row.try_get(0)?,
         id: MessageId::from_stored(row.try_get(1)?),
         topic: Topic::from_stored(row.try_get(2)?),
-        key: row.try_get(3)?,
+        key: text(row, 3)?,
         priority: Priority(row.try_get(4)?),
-        tenant: row.try_get(5)?,
-        content_type: row.try_get(6)?,
+        tenant: text(row, 5)?,
+        content_type: text(row, 6)?.unwrap_or_default(),
         payload_bytes: count(row, 7)?,
         created_at: timestamp(row.try_get(8)?)?,
         status: MessageStatus::from_name(status)
@@ -170,6 +176,16 @@ pub(super) async fn messages(reader: &mut Reader, filter: &MessageFilter) -> Res
             CROSS JOIN laneway_message_status v ON v.seq = m.seq
             WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
             ORDER BY f.message_seq DESC LIMIT ?3 + 0"
+        ),
+        Some(MessageStatus::Unrouted) => concat!(
+            "-- view.messages_unrouted
+            SELECT ",
+            message_columns!(),
+            "
+            FROM laneway_unrouted u CROSS JOIN laneway_message m ON m.seq = u.message_seq
+            CROSS JOIN laneway_message_status v ON v.seq = m.seq
+            WHERE v.status = ?1 AND (?2 IS NULL OR m.topic = ?2)
+            ORDER BY u.message_seq DESC LIMIT ?3 + 0"
         ),
     };
     let statement = sqlx::query(query)

@@ -28,7 +28,7 @@ pub(super) enum Durability {
 
 /// The connection that writes.
 pub(super) struct Writer {
-    connection: SqliteConnection,
+    pub(super) connection: SqliteConnection,
     /// What `PRAGMA synchronous` was last set to.
     synchronous: Option<Synchronous>,
     /// Whether a transaction may be open.

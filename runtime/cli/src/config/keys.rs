@@ -1,0 +1,190 @@
+//! Each key of the file does what it says: set alone, it changes the one value that it stands for, and no other.
+
+use std::path::Path;
+use std::time::Duration;
+
+use laneway_core::{Name, Priority, RetryPolicy, RetrySchedule, SubscriptionKind, TopicPattern};
+
+use super::{Config, REFERENCE, SubscriptionConfig};
+
+const HANDLER: &str = "name = \"s\"\ntopic = \"t.>\"\nhandler = \"h.wasm\"\n";
+const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n";
+
+/// A key, a value in TOML that is not the default, and what it changes.
+type Key<T> = (&'static str, &'static str, fn(&mut T));
+
+/// Keys of a subscription, a handler.
+const SUBSCRIPTION: [Key<SubscriptionConfig>; 13] = [
+    ("concurrency", "3", |it| it.subscription.concurrency = 3),
+    ("claim_batch", "77", |it| it.subscription.claim_batch = 77),
+    ("lease", "\"45s\"", |it| it.subscription.lease = Duration::from_secs(45)),
+    ("timeout", "\"1m 30s\"", |it| it.subscription.timeout = Duration::from_secs(90)),
+    ("lane_threshold", "-50", |it| it.subscription.lane_threshold = Priority::LOW),
+    ("idempotent", "false", |it| it.subscription.idempotent = false),
+    ("unknown_outcome", "\"review\"", |it| it.subscription.review_unknown_outcome = true),
+    ("reuse", "true", |it| it.spec.reuse = true),
+    ("config", "{ a = \"b\" }", |it| {
+        it.spec.config.insert("a".to_owned(), "b".to_owned());
+    }),
+    ("grants.http", "[\"https://x.example\"]", |it| {
+        it.spec.grants.http = vec!["https://x.example".parse().unwrap()]
+    }),
+    ("limits.memory_bytes_max", "4_000_000", |it| it.spec.limits.memory_bytes_max = 4_000_000),
+    ("limits.output_bytes_max", "5_000", |it| it.spec.limits.output_bytes_max = 5_000),
+    ("limits.effects_max", "6", |it| it.spec.limits.effects_max = 6),
+];
+
+/// Keys of a subscription's retries.
+const RETRY: [Key<RetryPolicy>; 7] = [
+    ("schedule", "\"linear\"", |it| it.schedule = RetrySchedule::Linear),
+    ("base", "\"3s\"", |it| it.base = Duration::from_secs(3)),
+    ("factor", "3.5", |it| it.factor = 3.5),
+    ("cap", "\"7m\"", |it| it.cap = Duration::from_secs(420)),
+    ("jitter", "0.4", |it| it.jitter = 0.4),
+    ("max_attempts", "5", |it| it.max_attempts = 5),
+    ("max_elapsed", "\"2h\"", |it| it.max_elapsed = Some(Duration::from_secs(7200))),
+];
+
+/// Keys of the node.
+const NODE: [Key<Config>; 8] = [
+    ("node.name", "\"n\"", |it| it.node = Name::parse("n").unwrap()),
+    ("node.poll_interval", "\"2s\"", |it| it.poll_interval = Duration::from_secs(2)),
+    ("node.grace", "\"3s\"", |it| it.grace = Duration::from_secs(3)),
+    ("node.sandbox_threads", "4", |it| it.sandbox_threads = Some(4)),
+    ("sandbox.cache_dir", "\"c\"", |it| {
+        it.cache_dir = Some("/etc/laneway/c".into());
+        it.cache_dir_is_set = true;
+    }),
+    ("sandbox.instances_max", "5", |it| it.instances_max = 5),
+    ("sandbox.memory_bytes_max", "6_000_000", |it| it.memory_bytes_max = 6_000_000),
+    ("limits.payload_bytes_max", "7", |it| it.payload_bytes_max = 7),
+];
+
+fn config(text: &str) -> Config {
+    Config::parse(text, Path::new("/etc/laneway"), None).unwrap_or_else(|error| panic!("{text}: {error:#}"))
+}
+
+fn subscription(text: &str) -> SubscriptionConfig {
+    config(&format!("[[subscription]]\n{text}")).subscriptions.remove(0)
+}
+
+/// All that a subscription's block decides.
+fn told(it: &SubscriptionConfig) -> String {
+    format!("{:#?} {:?} {:#?}", it.subscription, it.component, it.spec)
+}
+
+/// All that the other blocks decide.
+fn told_of_node(it: &Config) -> String {
+    let storage = match &it.storage {
+        laneway_store::Storage::Sqlite(options) => format!("{options:?}"),
+        laneway_store::Storage::Postgres(options) => options.url.clone(),
+    };
+    format!(
+        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {}",
+        it.node,
+        it.poll_interval,
+        it.grace,
+        it.sandbox_threads,
+        it.cache_dir,
+        it.cache_dir_is_set,
+        it.instances_max,
+        it.memory_bytes_max,
+        it.payload_bytes_max
+    )
+}
+
+#[test]
+fn each_key_of_a_subscription_changes_its_own_value() {
+    for (key, value, change) in SUBSCRIPTION {
+        let mut wanted = subscription(HANDLER);
+        let before = told(&wanted);
+        change(&mut wanted);
+        assert_ne!(told(&wanted), before, "{key} = {value} is the default");
+        assert_eq!(told(&subscription(&format!("{HANDLER}{key} = {value}"))), told(&wanted), "{key}");
+    }
+}
+
+#[test]
+fn some_keys_mean_something_else_to_a_publisher() {
+    let of = |plugin: &str, key: &str| subscription(&format!("{plugin}{key}")).subscription;
+    let batches = |plugin: &str| ["", "publish_batch = 9"].map(|key| of(plugin, key).publish_batch);
+    assert_eq!((batches(HANDLER), batches(PUBLISHER)), ([1, 1], [1, 9]), "a handler takes one message at a time");
+    let marked = |plugin: &str| ["", "idempotent = true"].map(|key| of(plugin, key).idempotent);
+    assert_eq!((marked(HANDLER), marked(PUBLISHER)), ([true, true], [false, true]));
+}
+
+#[test]
+fn name_topic_and_plugin_are_what_the_file_says() {
+    let it = subscription(PUBLISHER);
+    assert_eq!((it.subscription.name.as_str(), it.spec.name.as_str()), ("s", "s"));
+    assert_eq!(it.subscription.pattern, TopicPattern::parse("t.>").unwrap());
+    assert_eq!((it.subscription.kind, it.spec.kind), (SubscriptionKind::Publisher, SubscriptionKind::Publisher));
+    assert_eq!(it.component, Path::new("/etc/laneway/p.wasm"));
+    let it = subscription(HANDLER);
+    assert_eq!((it.subscription.kind, it.spec.kind), (SubscriptionKind::Handler, SubscriptionKind::Handler));
+    assert_eq!(it.component, Path::new("/etc/laneway/h.wasm"));
+}
+
+#[test]
+fn each_key_of_the_retries_changes_its_own_value() {
+    for (key, value, change) in RETRY {
+        let mut wanted = RetryPolicy::default();
+        change(&mut wanted);
+        assert_ne!(wanted, RetryPolicy::default(), "{key} = {value} is the default");
+        assert_eq!(subscription(&format!("{HANDLER}retry.{key} = {value}")).subscription.retry, wanted, "{key}");
+    }
+}
+
+#[test]
+fn each_schedule_is_the_one_of_its_name() {
+    for (name, wanted) in [
+        ("none", RetrySchedule::None),
+        ("constant", RetrySchedule::Constant),
+        ("linear", RetrySchedule::Linear),
+        ("exponential", RetrySchedule::Exponential),
+    ] {
+        let found = subscription(&format!("{HANDLER}retry.schedule = \"{name}\"")).subscription.retry.schedule;
+        assert_eq!(found, wanted, "{name}");
+    }
+}
+
+#[test]
+fn each_key_of_the_node_changes_its_own_value() {
+    let named = "node.name = \"always-the-same\"\n";
+    for (key, value, change) in NODE {
+        let base = if key == "node.name" { "" } else { named };
+        let mut wanted = config(base);
+        let before = told_of_node(&wanted);
+        change(&mut wanted);
+        assert_ne!(told_of_node(&wanted), before, "{key} = {value} is the default");
+        assert_eq!(told_of_node(&config(&format!("{base}{key} = {value}"))), told_of_node(&wanted), "{key}");
+    }
+    let found = config("storage.url = \"sqlite://other.db\"").storage;
+    assert!(matches!(found, laneway_store::Storage::Sqlite(it) if it.path == Path::new("/etc/laneway/other.db")));
+    assert_eq!(subscription(&format!("{HANDLER}[limits]\npayload_bytes_max = 7")).spec.payload_bytes_max, 7);
+}
+
+#[test]
+fn no_key_of_the_reference_is_without_a_test() {
+    let mut block = String::new();
+    let mut keys = Vec::new();
+    for line in REFERENCE.lines() {
+        if let Some(header) = line.strip_prefix('[') {
+            block = header.trim_matches(['[', ']']).to_owned();
+        }
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if let Some((key, _)) = line.split_once(" = ")
+            && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        {
+            keys.push(format!("{block}.{key}"));
+        }
+    }
+    let of = |block: &str, keys: &[&str]| keys.iter().map(|key| format!("{block}{key}")).collect::<Vec<_>>();
+    let mut tested = of("", &["storage.url"]);
+    tested.extend(of("", &NODE.map(|(key, ..)| key)));
+    tested.extend(of("subscription.", &["name", "topic", "handler", "publisher", "publish_batch"]));
+    tested.extend(of("subscription.", &SUBSCRIPTION.map(|(key, ..)| key)));
+    tested.extend(of("subscription.retry.", &RETRY.map(|(key, ..)| key)));
+    let missing: Vec<_> = keys.iter().filter(|key| !tested.contains(key)).collect();
+    assert!(keys.len() > 30 && missing.is_empty(), "{missing:?} of {keys:?}");
+}

@@ -1,0 +1,127 @@
+//! Behaviour 3: the producer's id reaches the outside world unchanged, each time that a message is sent.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use sqlx::{ConnectOptions, Connection};
+
+use crate::run::{Folder, left};
+
+/// What a request told of its message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    id: String,
+    attempt: String,
+    body: String,
+}
+
+/// A server that takes the first request of each id and goes away without an answer, as if it had crashed between
+/// its work and its word. It answers later ones.
+struct Receiver {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Receiver {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let shared = seen.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let Some(request) = read(&stream) else { continue };
+                let mut seen = shared.lock().unwrap();
+                let before = seen.iter().any(|other: &Seen| other.id == request.id);
+                seen.push(request);
+                if before {
+                    let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                    // Who does not wait for the answer sends again.
+                    let _ = (&stream).write_all(answer);
+                }
+            }
+        });
+        Self { address, seen }
+    }
+
+    /// The attempts that were seen of an id, and their bodies.
+    fn of(&self, id: &str) -> Vec<(String, String)> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|seen| seen.id == id).map(|seen| (seen.attempt.clone(), seen.body.clone())).collect()
+    }
+}
+
+/// Reads a request; `None` if the client closed the connection instead.
+fn read(stream: &TcpStream) -> Option<Seen> {
+    let mut reader = BufReader::new(stream);
+    let mut headers: Vec<(String, String)> = Vec::new();
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|bytes| *bytes > 0)?;
+    loop {
+        line.clear();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end_matches(['\r', '\n']).split_once(": ") else { break };
+        headers.push((name.to_ascii_lowercase(), value.to_owned()));
+    }
+    let value = |wanted: &str| {
+        let values: Vec<&str> =
+            headers.iter().filter(|(name, _)| name == wanted).map(|(_, value)| value.as_str()).collect();
+        assert_eq!(values.len(), 1, "{wanted}: {headers:?}");
+        values[0].to_owned()
+    };
+    let mut body = vec![0; value("content-length").parse().unwrap()];
+    reader.read_exact(&mut body).ok()?;
+    let body = String::from_utf8(body).unwrap();
+    Some(Seen { id: value("laneway-message-id"), attempt: value("laneway-attempt"), body })
+}
+
+#[tokio::test]
+async fn the_producers_id_reaches_the_outside_world_unchanged_in_every_attempt() {
+    let receiver = Receiver::start();
+    let folder = Folder::new();
+    folder.configure(&format!(
+        r#"
+        [[subscription]]
+        name = "post"
+        topic = "orders.>"
+        publisher = "publish-http.wasm"
+        config = {{ url = "http://{0}/orders" }}
+        grants = {{ http = ["http://{0}"] }}
+        retry = {{ schedule = "constant", base = "50ms", cap = "50ms", jitter = 0.0 }}
+        "#,
+        receiver.address
+    ));
+    std::fs::copy(laneway_tests::plugin("publish-http"), folder.path().join("publish-http.wasm")).unwrap();
+    folder.ok(&["apply"]);
+
+    // As long as an id may be, of every character that it may have.
+    let visible: String = ('!'..='~').cycle().take(200).collect();
+    let ids = ["Order-42", "urn:order/42?line=1&x=%20#a,b;c", visible.as_str()];
+    for id in ids {
+        // An id may begin with a hyphen.
+        assert_eq!(folder.ok(&["enqueue", "orders.created", "{}", &format!("--id={id}")]), format!("{id}\n"));
+    }
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("laneway.db"));
+    let mut sql = options.connect().await.unwrap();
+    sqlx::query("INSERT INTO laneway_message (id, topic, payload) VALUES ('of plain SQL', 'orders.created', '{}')")
+        .execute(&mut sql)
+        .await
+        .expect_err("an id that no header could carry");
+    sqlx::query("INSERT INTO laneway_message (id, topic, payload) VALUES ('of=SQL', 'orders.created', '{}')")
+        .execute(&mut sql)
+        .await
+        .unwrap();
+    sql.close().await.unwrap();
+
+    let running = folder.start(&["run"]);
+    folder.wait_for("all messages to be settled", &[], |status| left(status) == Some(0));
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    let attempt = |number: &str| (number.to_owned(), "{}".to_owned());
+    for id in ids.into_iter().chain(["of=SQL"]) {
+        assert_eq!(receiver.of(id), [attempt("1"), attempt("2")], "{id}: {:?}", receiver.seen.lock().unwrap());
+    }
+    assert_eq!(receiver.seen.lock().unwrap().len(), 8, "something was sent under another id");
+    assert!(folder.json(&["dead-letters", "list"]).as_array().unwrap().is_empty());
+}
