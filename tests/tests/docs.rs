@@ -1,94 +1,238 @@
-//! The README tells the truth: its blocks of code are run.
+//! The README tells the truth: it is followed from top to bottom, by a reader who has built what it names.
 
-use std::path::Path;
-use std::process::Command;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use laneway_tests::{laneway, plugin, root};
-use sqlx::{ConnectOptions, Connection, Executor};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 
-/// The blocks of a language in a Markdown text.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+/// Longest wait for something that should happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the reader's commands do here. What takes minutes was done before, by `cargo xtask test` or by the build of
+/// the tests; of these only what they name is looked at. `laneway run` goes on, as in a terminal of its own.
+const READER: &str = r#"
+    cargo() {
+        case "$1" in
+            install) [ "$2" = --path ] && grep -q '^name = "laneway"$' "$3/Cargo.toml" ;;
+            xtask) grep -qi "^    $2(" xtask/src/main.rs ;;
+            build)
+                "$CARGO" metadata --offline --format-version 1 "$5" "$6" >metadata.json || return
+                mkdir -p count-orders/target/wasm32-wasip2/release
+                cp "$HANDLER" count-orders/target/wasm32-wasip2/release/count_orders.wasm
+                ;;
+            *) false ;;
+        esac
+    }
+    rustup() { [ "$*" = "target add wasm32-wasip2" ]; }
+    laneway() {
+        case "$1" in
+            run)
+                {
+                    "$LANEWAY" "$@" &
+                    echo $! >run.pid
+                    code=0
+                    wait $! || code=$?
+                    echo $code >run.code.part
+                    mv run.code.part run.code
+                } </dev/null >/dev/null 2>run.log &
+                ;;
+            *) "$LANEWAY" "$@" ;;
+        esac
+    }
+"#;
+
+/// Where the README's messages go, and what stands for it here.
+const ELSEWHERE: &str = "https://api.example.com";
+const CLOSED_PORT: &str = "https://127.0.0.1:1";
+
+/// A block of code: its language, and its text.
+#[derive(Debug)]
+struct Block {
+    language: String,
+    text: String,
+}
+
+/// The blocks of a Markdown text.
+fn blocks(text: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
-    let mut block: Option<String> = None;
+    let mut block: Option<Block> = None;
     for line in text.lines() {
         match (&mut block, line.strip_prefix("```")) {
-            (None, Some(info)) if info.split(',').next() == Some(language) => block = Some(String::new()),
+            (None, Some(info)) => {
+                let language = info.split(',').next().unwrap_or_default().to_owned();
+                block = Some(Block { language, text: String::new() });
+            }
             (Some(_), Some("")) => blocks.extend(block.take()),
             (Some(block), _) => {
-                block.push_str(line);
-                block.push('\n');
+                block.text.push_str(line);
+                block.text.push('\n');
             }
-            _ => {}
+            (None, None) => {}
         }
     }
+    assert!(block.is_none(), "a block does not end");
     blocks
 }
 
-fn readme() -> String {
-    std::fs::read_to_string(root().join("README.md")).unwrap()
+fn readme() -> Vec<Block> {
+    blocks(&fs::read_to_string(root().join("README.md")).unwrap())
 }
 
-/// A folder as the README's reader would have it.
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let plugins = folder.path().join("plugins");
-    std::fs::create_dir(&plugins).unwrap();
-    std::fs::copy(plugin("counter"), plugins.join("count-orders.wasm")).unwrap();
-    std::fs::copy(plugin("publish-http"), plugins.join("publish-http.wasm")).unwrap();
-    let toml = blocks(&readme(), "toml");
-    assert_eq!(toml.len(), 1, "the README has one configuration");
-    std::fs::write(folder.path().join("laneway.toml"), &toml[0]).unwrap();
-    folder
+/// Who follows the README: a clone as it is after its builds, a folder beside it, and where this reader stands.
+struct Reader {
+    folder: tempfile::TempDir,
+    stands: PathBuf,
 }
 
-fn run(folder: &Path, arguments: &[&str]) {
-    let output = Command::new(laneway()).args(arguments).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+impl Reader {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clone = folder.path().join("laneway");
+        fs::create_dir_all(clone.join("target")).unwrap();
+        for entry in root().read_dir().unwrap() {
+            let name = entry.unwrap().file_name();
+            if name != "target" && name != ".git" {
+                symlink(root().join(&name), clone.join(&name)).unwrap();
+            }
+        }
+        // Cargo's target directory may be elsewhere; the README's reader has it in the clone.
+        symlink(plugin("publish-http").parent().unwrap(), clone.join("target/plugins")).unwrap();
+        Self { folder, stands: clone }
+    }
+
+    fn shop(&self) -> PathBuf {
+        self.folder.path().join("shop")
+    }
+
+    /// A command that is told nothing by the environment of the tests.
+    fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|name| name.starts_with("LANEWAY_")) {
+                command.env_remove(name);
+            }
+        }
+        command.current_dir(&self.stands).env("XDG_CACHE_HOME", self.folder.path().join("cache"));
+        command
+    }
+
+    /// Runs a block of commands in a shell; each must succeed.
+    fn shell(&mut self, commands: &str) {
+        let stands = self.folder.path().join("stands");
+        let script = format!("set -eu\n{READER}\n{commands}\npwd >'{}'\n", stands.display());
+        let output = self
+            .command("sh")
+            .args(["-c", &script])
+            .env("LANEWAY", laneway())
+            .env("HANDLER", plugin("readme"))
+            .env("CARGO", env!("CARGO"))
+            .output()
+            .unwrap();
+        assert_success(&output, commands);
+        self.stands = fs::read_to_string(stands).unwrap().trim_end().into();
+    }
+
+    async fn connect(&self) -> SqliteConnection {
+        SqliteConnectOptions::new().filename(self.shop().join("laneway.db")).connect().await.unwrap()
+    }
+
+    async fn sql(&self, sql: &str) {
+        let mut connection = self.connect().await;
+        connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    async fn number(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.unwrap()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let output = self.command(laneway()).args(["--json", "status"]).output().unwrap();
+        assert_success(&output, "status");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.shop().join("run.log")).unwrap_or_default()
+    }
+
+    fn wait_for(&self, what: &str, reached: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !reached() {
+            assert!(started.elapsed() < PATIENCE, "waited in vain for {what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a signal to the node that runs; answers whether there is one.
+    fn signal(&self, signal: &str) -> bool {
+        let Ok(pid) = fs::read_to_string(self.shop().join("run.pid")) else { return false };
+        Command::new("kill").args([signal, pid.trim()]).output().unwrap().status.success()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.signal("-KILL");
+    }
+}
+
+fn assert_success(output: &Output, what: &str) {
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]
-async fn the_sql_of_the_readme_enqueues() {
-    let folder = folder();
-    run(folder.path(), &["apply"]);
-    let sql = blocks(&readme(), "sql");
-    assert_eq!(sql.len(), 1);
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("laneway.db"));
-    let mut connection = options.connect().await.unwrap();
-    connection.execute("CREATE TABLE orders (number INTEGER, total REAL)").await.unwrap();
-    connection.execute(sqlx::AssertSqlSafe(sql[0].clone())).await.unwrap();
-    let owed: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM laneway_delivery").fetch_one(&mut connection).await.unwrap();
-    assert_eq!(owed, 2, "both subscriptions match");
-    connection.close().await.unwrap();
-}
-
-#[test]
-fn the_commands_of_the_readme_run() {
-    let folder = folder();
-    run(folder.path(), &["apply"]);
-    let commands: Vec<String> = blocks(&readme(), "sh").concat().lines().map(str::to_owned).collect();
-    let mut ran = 0;
-    for command in &commands {
-        let command = command.split('#').next().unwrap_or_default().trim();
-        let Some(arguments) = command.strip_prefix("laneway ") else {
-            assert!(command.is_empty() || command.starts_with("cargo xtask "), "{command}");
-            continue;
-        };
-        // `run` does not end by itself; the other tests run it.
-        if arguments == "run" {
-            continue;
+async fn the_readme_can_be_followed_from_top_to_bottom() {
+    let mut reader = Reader::new();
+    for Block { language, text } in readme() {
+        match language.as_str() {
+            "sh" => {
+                reader.shell(&text);
+                if text.contains("laneway run") {
+                    reader.wait_for("the node to run", || reader.log().contains("laneway is running"));
+                }
+            }
+            "toml" if text.starts_with("[package]") => {
+                fs::write(reader.shop().join("count-orders/Cargo.toml"), text).unwrap();
+            }
+            "toml" => {
+                assert!(text.contains(ELSEWHERE), "{text}");
+                fs::write(reader.shop().join("laneway.toml"), text.replace(ELSEWHERE, CLOSED_PORT)).unwrap();
+            }
+            "rust" => fs::write(reader.shop().join("count-orders/src/lib.rs"), text).unwrap(),
+            "sql" => reader.sql(&text).await,
+            other => panic!("nobody follows a block of `{other}`:\n{text}"),
         }
-        let shell = format!("'{}' {arguments}", laneway().display());
-        let output = Command::new("sh").args(["-c", &shell]).current_dir(folder.path()).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
-        ran += 1;
     }
-    assert!(ran >= 5, "{commands:?}");
+
+    // One order by SQL and one by `laneway enqueue`, each counted, and each still owed to the server elsewhere.
+    let owed = |lane: &serde_json::Value| {
+        ["due", "leased", "delayed"].map(|of| lane[of].as_u64().unwrap()).iter().sum::<u64>()
+    };
+    reader.wait_for("the orders to be counted", || {
+        let status = reader.status();
+        let of = |name: &str| {
+            let mut subscriptions = status["subscriptions"].as_array().unwrap().iter();
+            let lanes = &subscriptions.find(|one| one["name"] == name).unwrap()["lanes"];
+            lanes.as_array().unwrap().iter().map(owed).sum::<u64>()
+        };
+        (of("count-orders"), of("forward-orders")) == (0, 2)
+    });
+    assert_eq!(reader.number("SELECT value FROM laneway_counter WHERE namespace = 'count-orders'").await, 2);
+    assert_eq!(reader.number("SELECT count(*) FROM orders").await, 1);
+    assert!(reader.signal("-TERM"), "the node has ended: {}", reader.log());
+    reader.wait_for("the node to stop", || reader.shop().join("run.code").exists());
+    assert_eq!(fs::read_to_string(reader.shop().join("run.code")).unwrap(), "0\n", "{}", reader.log());
 }
 
 #[test]
 fn the_handler_of_the_readme_is_the_one_that_is_compiled() {
-    let handler = blocks(&readme(), "rust").concat();
-    let compiled = std::fs::read_to_string(root().join("tests/guests/examples/readme.rs")).unwrap();
-    assert!(compiled.ends_with(&handler), "tests/guests/examples/readme.rs differs from the README");
+    let handler = readme().into_iter().find(|block| block.language == "rust").expect("the README has a handler");
+    let compiled = fs::read_to_string(root().join("tests/guests/examples/readme.rs")).unwrap();
+    assert!(compiled.ends_with(&handler.text), "tests/guests/examples/readme.rs differs from the README");
 }
