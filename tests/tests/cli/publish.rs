@@ -1,7 +1,8 @@
-//! Behaviour 3: the producer's id reaches the outside world unchanged, each time that a message is sent.
+//! Behaviour 3: the producer's id reaches the outside world unchanged, each time that a message is sent; and over TLS
+//! only to a server that proves to be the one that is meant.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -54,7 +55,7 @@ impl Receiver {
 }
 
 /// Reads a request; `None` if the client closed the connection instead.
-fn read(stream: &TcpStream) -> Option<Seen> {
+fn read(stream: impl Read) -> Option<Seen> {
     let mut reader = BufReader::new(stream);
     let mut headers: Vec<(String, String)> = Vec::new();
     let mut line = String::new();
@@ -124,4 +125,84 @@ async fn the_producers_id_reaches_the_outside_world_unchanged_in_every_attempt()
     }
     assert_eq!(receiver.seen.lock().unwrap().len(), 8, "something was sent under another id");
     assert!(folder.json(&["dead-letters", "list"]).as_array().unwrap().is_empty());
+}
+
+/// A server that speaks TLS for `localhost` with a certificate of its own, and takes every request.
+struct SecureReceiver {
+    port: u16,
+    /// The certificate, which is its own authority, as PEM.
+    certificate: String,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl SecureReceiver {
+    fn start() -> Self {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![cert.der().clone()], key.into())
+                .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let shared = seen.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(connection, stream);
+                // A client that does not trust the certificate goes away in the middle of the handshake.
+                let Some(request) = read(&mut stream) else { continue };
+                shared.lock().unwrap().push(request);
+                let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+            }
+        });
+        Self { port, certificate: cert.pem(), seen }
+    }
+}
+
+#[test]
+fn tls_goes_to_a_server_of_a_trusted_certificate_and_to_no_other() {
+    let receiver = SecureReceiver::start();
+    let folder = Folder::new();
+    folder.configure(&format!(
+        r#"
+        [[subscription]]
+        name = "post"
+        topic = "orders.>"
+        publisher = "publish-http.wasm"
+        config = {{ url = "https://localhost:{0}/orders" }}
+        grants = {{ http = ["https://localhost:{0}"] }}
+        retry = {{ schedule = "constant", base = "50ms", cap = "50ms", jitter = 0.0, max_attempts = 1000 }}
+        "#,
+        receiver.port
+    ));
+    std::fs::copy(laneway_tests::plugin("publish-http"), folder.path().join("publish-http.wasm")).unwrap();
+    folder.ok(&["apply"]);
+    folder.ok(&["enqueue", "orders.created", "{}", "--id=m"]);
+
+    // Another server's certificate, for the same name.
+    folder.write("roots.pem", SecureReceiver::start().certificate);
+    let trusting = || {
+        let mut command = folder.command(&["run"]);
+        command.env("SSL_CERT_FILE", folder.path().join("roots.pem")).env_remove("SSL_CERT_DIR");
+        folder.start_as(command)
+    };
+    let running = trusting();
+    let error = folder.wait_for_error("m");
+    assert!(error.contains("TlsCertificateError"), "{error}");
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    assert_eq!(*receiver.seen.lock().unwrap(), [], "it was sent to a server that is not trusted");
+
+    folder.write("roots.pem", &receiver.certificate);
+    let running = trusting();
+    folder.wait_for("the message to be settled", &[], |status| left(status) == Some(0));
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    let seen = receiver.seen.lock().unwrap();
+    assert_eq!(seen.iter().map(|seen| seen.id.as_str()).collect::<Vec<_>>(), ["m"]);
 }

@@ -82,8 +82,12 @@ impl Folder {
     }
 
     pub fn start(&self, arguments: &[&str]) -> Running {
+        self.start_as(self.command(arguments))
+    }
+
+    pub fn start_as(&self, mut command: Command) -> Running {
         let log = std::fs::File::create(self.path().join("run.log")).unwrap();
-        Running(self.command(arguments).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+        Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
     pub fn log(&self) -> String {
@@ -109,6 +113,19 @@ impl Folder {
                 return;
             }
             assert!(started.elapsed() < PATIENCE, "waited in vain for {what}: {status}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until an attempt at the message has failed, and answers its error.
+    pub fn wait_for_error(&self, id: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let message = self.json(&["messages", "show", id]);
+            if let Some(error) = message["deliveries"][0]["last_error"].as_str() {
+                return error.to_owned();
+            }
+            assert!(started.elapsed() < PATIENCE, "waited in vain for an error: {message}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
