@@ -1,5 +1,6 @@
 -- The outbox, its deliveries and their effects. Everything of Laneway's lives in the schema `laneway`.
--- An application needs USAGE on the schema and INSERT on laneway.message, no more.
+-- An application needs USAGE on the schema and INSERT on laneway.message for plain inserts; SELECT (id) too, to leave
+-- duplicates out; and EXECUTE on the functions at the end that it uses.
 
 -- UUIDv7 (RFC 9562) for producers that give no id; PostgreSQL has its own only from version 18 on.
 -- A single expression, so that the planner inlines it into the INSERT.
@@ -77,7 +78,7 @@ CREATE TABLE laneway.subscription (
     pattern text COLLATE "C" NOT NULL,
     topic_regex text COLLATE "C" NOT NULL,
     exact_topic text COLLATE "C",
-    kind text NOT NULL CHECK (kind IN ('handler', 'publisher')),
+    kind text NOT NULL CHECK (kind IN ('handler', 'publisher', 'consumer')),
     lane_threshold integer NOT NULL,
     active boolean NOT NULL,
     policies jsonb NOT NULL
@@ -88,12 +89,12 @@ COMMENT ON COLUMN laneway.subscription.name IS 'Declared name.';
 COMMENT ON COLUMN laneway.subscription.pattern IS 'Topic pattern as declared.';
 COMMENT ON COLUMN laneway.subscription.topic_regex IS 'The pattern as a regular expression.';
 COMMENT ON COLUMN laneway.subscription.exact_topic IS 'The one topic of a pattern without wildcards; else NULL.';
-COMMENT ON COLUMN laneway.subscription.kind IS 'What its plugin is.';
+COMMENT ON COLUMN laneway.subscription.kind IS 'What its plugin is; consumer is an application that keeps markers only.';
 COMMENT ON COLUMN laneway.subscription.lane_threshold IS 'Messages of a lower priority go to the backfill lane.';
 COMMENT ON COLUMN laneway.subscription.active IS 'Whether new messages are routed to it.';
 COMMENT ON COLUMN laneway.subscription.policies IS 'The whole declaration.';
 
--- Rows are inserted and deleted, never updated: a claim moves them into a lease.
+-- Rows are inserted and deleted: a claim moves them into a lease. Only a reschedule updates one.
 CREATE TABLE laneway.delivery (
     message_seq bigint NOT NULL,
     available_at timestamptz NOT NULL,
@@ -187,6 +188,8 @@ CREATE TABLE laneway.marker (
     metadata jsonb,
     PRIMARY KEY (subscription_id, message_id)
 );
+-- Settlements write many markers at one time, which the index keeps as one entry.
+CREATE INDEX marker_processed_at ON laneway.marker (processed_at);
 COMMENT ON TABLE laneway.marker IS 'Messages whose effects are committed, by subscription.';
 COMMENT ON COLUMN laneway.marker.subscription_id IS 'Who processed it.';
 COMMENT ON COLUMN laneway.marker.message_id IS 'The message''s id.';
@@ -264,6 +267,48 @@ CREATE TABLE laneway.setting (
 COMMENT ON TABLE laneway.setting IS 'Values that triggers read.';
 COMMENT ON COLUMN laneway.setting.name IS 'payload_bytes_max: largest payload that the outbox accepts.';
 COMMENT ON COLUMN laneway.setting.value IS 'The value.';
+
+CREATE TABLE laneway.schedule (
+    name text COLLATE "C" PRIMARY KEY,
+    rule text NOT NULL,
+    since timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE laneway.schedule IS 'Schedules that nodes have run under.';
+COMMENT ON COLUMN laneway.schedule.name IS 'Declared name.';
+COMMENT ON COLUMN laneway.schedule.rule IS 'When it fires: expression and time zone.';
+COMMENT ON COLUMN laneway.schedule.since IS 'Since when it has had this rule; no earlier time was missed.';
+
+CREATE TABLE laneway.schedule_run (
+    schedule text COLLATE "C" NOT NULL,
+    fire_at timestamptz NOT NULL,
+    node text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    outcome text COLLATE "C" CHECK (outcome IN ('done', 'failed', 'skipped')),
+    detail text,
+    PRIMARY KEY (schedule, fire_at),
+    CHECK ((ended_at IS NULL) = (outcome IS NULL))
+);
+COMMENT ON TABLE laneway.schedule_run IS 'Times at which schedules fired: each once, by whichever node came first.';
+COMMENT ON COLUMN laneway.schedule_run.schedule IS 'The schedule.';
+COMMENT ON COLUMN laneway.schedule_run.fire_at IS 'The time that the schedule names.';
+COMMENT ON COLUMN laneway.schedule_run.node IS 'The node that ran it.';
+COMMENT ON COLUMN laneway.schedule_run.started_at IS 'When it did.';
+COMMENT ON COLUMN laneway.schedule_run.ended_at IS 'When it was done; NULL while it runs, or if its node died.';
+COMMENT ON COLUMN laneway.schedule_run.outcome IS 'How it ended.';
+COMMENT ON COLUMN laneway.schedule_run.detail IS 'What it did, or why it failed.';
+
+CREATE TABLE laneway.audit (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT now(),
+    action text COLLATE "C" NOT NULL,
+    detail jsonb NOT NULL
+);
+COMMENT ON TABLE laneway.audit IS 'What operators did.';
+COMMENT ON COLUMN laneway.audit.id IS 'In the order in which it was done.';
+COMMENT ON COLUMN laneway.audit.at IS 'When.';
+COMMENT ON COLUMN laneway.audit.action IS 'What was done.';
+COMMENT ON COLUMN laneway.audit.detail IS 'To what, and how much of it.';
 
 CREATE TABLE laneway.node (
     name text COLLATE "C" PRIMARY KEY,
@@ -359,3 +404,219 @@ CREATE VIEW laneway.message_status AS
             AND get_bit(l.open, array_position(l.message_seqs, m.seq) - 1) = 1
     ) leased;
 COMMENT ON VIEW laneway.message_status IS 'Status of each message, derived: pending, processing, processed, failed, unrouted.';
+
+-- What waits of a message, as one statement sees it: a count of deliveries, 0 if it matched no subscription, or NULL
+-- once one of them was claimed. A consumer's markers say nothing of what the runtime did.
+CREATE FUNCTION laneway.count_waiting(message_seq bigint) RETURNS bigint LANGUAGE sql AS $$
+    SELECT w.deliveries
+    FROM laneway.message m
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS deliveries, coalesce(max(d.attempt), 0) AS attempt
+        FROM laneway.delivery d WHERE d.message_seq = m.seq
+    ) w
+    WHERE m.seq = count_waiting.message_seq
+        AND w.attempt = 0
+        AND (w.deliveries > 0 OR EXISTS (SELECT FROM laneway.unrouted u WHERE u.message_seq = m.seq))
+        AND NOT EXISTS (SELECT FROM laneway.lease l
+            WHERE m.seq BETWEEN l.message_seq_min AND l.message_seq_max AND m.seq = ANY (l.message_seqs))
+        AND NOT EXISTS (SELECT FROM laneway.dead_letter f WHERE f.message_seq = m.seq)
+        AND NOT EXISTS (SELECT FROM laneway.subscription s JOIN laneway.marker k ON k.subscription_id = s.id
+            WHERE s.kind <> 'consumer' AND k.message_id = m.id)
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.count_waiting(bigint) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.count_waiting(bigint) IS 'Deliveries of a message of which none was claimed; else NULL.';
+
+-- Whether a message can still be changed: 'open', 'too late' once a delivery was claimed, or 'unknown'. If open, the
+-- message and its deliveries are held until the transaction ends, so that no claim comes between.
+CREATE FUNCTION laneway.hold_waiting_message(message_id text, OUT answer text, OUT message_seq bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    held bigint;
+    waiting bigint;
+BEGIN
+    SELECT m.seq INTO message_seq FROM laneway.message m WHERE m.id = hold_waiting_message.message_id;
+    IF NOT FOUND THEN
+        answer := 'unknown';
+        RETURN;
+    END IF;
+    -- Without locks: claims would pass over what else waits of the message for as long as the transaction lasts.
+    IF laneway.count_waiting(message_seq) IS NULL THEN
+        answer := 'too late';
+        RETURN;
+    END IF;
+    BEGIN
+        PERFORM FROM laneway.message m WHERE m.seq = hold_waiting_message.message_seq FOR UPDATE;
+        IF NOT FOUND THEN
+            answer := 'unknown';
+            RETURN;
+        END IF;
+        FOR round IN 1..10 LOOP
+            -- Waits for a claim in progress; the statement after it then sees what that did.
+            PERFORM FROM laneway.delivery d WHERE d.message_seq = hold_waiting_message.message_seq
+                ORDER BY d.subscription_id FOR UPDATE;
+            GET DIAGNOSTICS held = ROW_COUNT;
+            waiting := laneway.count_waiting(message_seq);
+            IF waiting = held THEN
+                answer := 'open';
+                RETURN;
+            END IF;
+            EXIT WHEN waiting IS NULL;
+            -- One was in a lease when the rows were locked, and was handed back since: it is not held yet.
+        END LOOP;
+        -- Undoes the locks of this block.
+        RAISE EXCEPTION 'message % was claimed', message_id USING ERRCODE = 'LW002';
+    EXCEPTION WHEN SQLSTATE 'LW002' THEN
+        answer := 'too late';
+    END;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.hold_waiting_message(text) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.hold_waiting_message(text) IS 'Holds a message that no delivery was claimed of.';
+
+CREATE FUNCTION laneway.cancel_message(message_id text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held record;
+BEGIN
+    SELECT * INTO held FROM laneway.hold_waiting_message(message_id);
+    IF held.answer = 'open' THEN
+        DELETE FROM laneway.message m WHERE m.seq = held.message_seq;
+        RETURN 'done';
+    END IF;
+    RETURN held.answer;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.cancel_message(text) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.cancel_message(text) IS
+    'Removes a message of which no delivery was claimed yet. Answers: done, too late, unknown.';
+
+CREATE FUNCTION laneway.reschedule_message(message_id text, due timestamptz) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    held record;
+BEGIN
+    IF due IS NULL THEN
+        RAISE EXCEPTION 'due is NULL; give the time, now() for at once' USING ERRCODE = 'null_value_not_allowed';
+    END IF;
+    SELECT * INTO held FROM laneway.hold_waiting_message(message_id);
+    IF held.answer = 'open' THEN
+        UPDATE laneway.delivery d SET available_at = greatest(due, now()) WHERE d.message_seq = held.message_seq;
+        IF NOT FOUND THEN
+            -- It matched no subscription.
+            RETURN 'too late';
+        END IF;
+        PERFORM pg_notify('laneway', d.subscription_id::text)
+            FROM laneway.delivery d WHERE d.message_seq = held.message_seq AND due <= now();
+        RETURN 'done';
+    END IF;
+    RETURN held.answer;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.reschedule_message(text, timestamptz) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.reschedule_message(text, timestamptz) IS
+    'Moves a message in time of which no delivery was claimed yet. Answers: done, too late (or nothing waits), unknown.';
+
+-- A consumer and a subscription of one name would take each other's markers for their own. This is one half of what
+-- keeps them apart; the trigger below is the other.
+CREATE FUNCTION laneway.consumer_id(consumer text) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    named record;
+BEGIN
+    SELECT s.id, s.kind INTO named FROM laneway.subscription s WHERE s.name = consumer;
+    IF named.kind <> 'consumer' THEN
+        RAISE EXCEPTION '`%` is the name of a subscription; give the consumer a name of its own', consumer
+            USING ERRCODE = 'LW001';
+    END IF;
+    RETURN named.id;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.consumer_id(text) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.consumer_id(text) IS
+    'A consumer''s number, NULL if it has no marker yet. SQLSTATE LW001 if the name is a subscription''s.';
+
+CREATE FUNCTION laneway.refuse_name_of_consumer() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '`%` is the name of a consumer, which keeps markers here; give the subscription another name',
+        OLD.name;
+END
+$$;
+
+CREATE TRIGGER refuse_name_of_consumer BEFORE UPDATE OF kind ON laneway.subscription
+    FOR EACH ROW WHEN (OLD.kind = 'consumer' AND NEW.kind <> 'consumer')
+    EXECUTE FUNCTION laneway.refuse_name_of_consumer();
+
+CREATE FUNCTION laneway.mark_processed(consumer text, message_id text, metadata jsonb) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    number integer := laneway.consumer_id(consumer);
+BEGIN
+    IF number IS NULL THEN
+        IF octet_length(consumer) NOT BETWEEN 1 AND 200 OR consumer COLLATE "C" ~ '[^A-Za-z0-9_.-]' THEN
+            RAISE EXCEPTION 'consumer: 1 to 200 of A-Z a-z 0-9 _ - .' USING ERRCODE = 'check_violation';
+        END IF;
+        INSERT INTO laneway.subscription
+            (name, pattern, topic_regex, exact_topic, kind, lane_threshold, active, policies)
+            VALUES (consumer, '', '', NULL, 'consumer', 0, false, '{}') ON CONFLICT DO NOTHING;
+        -- Another transaction may have been first, with a consumer or with a subscription.
+        number := laneway.consumer_id(consumer);
+    END IF;
+    -- Waits for a transaction that has marked the same message.
+    INSERT INTO laneway.marker (subscription_id, message_id, metadata)
+        VALUES (number, mark_processed.message_id, mark_processed.metadata) ON CONFLICT DO NOTHING;
+    RETURN FOUND;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.mark_processed(text, text, jsonb) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.mark_processed(text, text, jsonb) IS
+    'Marks a message as processed by a consumer; false if it was. SQLSTATE LW001 if the name is a subscription''s.';
+
+CREATE FUNCTION laneway.is_processed(consumer text, message_id text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    number integer := laneway.consumer_id(consumer);
+BEGIN
+    RETURN EXISTS (SELECT FROM laneway.marker k
+        WHERE k.subscription_id = number AND k.message_id = is_processed.message_id);
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.is_processed(text, text) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.is_processed(text, text) IS
+    'Whether a consumer has marked a message. SQLSTATE LW001 if the name is a subscription''s.';
+
+-- From consumer to consumer, so that it reads none of the runtime's markers, which may be many more.
+CREATE FUNCTION laneway.purge_processed(consumer text, before timestamptz, batch integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    purged bigint;
+BEGIN
+    IF before IS NULL OR batch IS NULL OR batch < 1 THEN
+        RAISE EXCEPTION 'before must be a time and batch at least 1' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Refuses a name that is a subscription's.
+    PERFORM laneway.consumer_id(consumer);
+    DELETE FROM laneway.marker m WHERE m.ctid = ANY (ARRAY(
+        SELECT old.place
+        FROM laneway.subscription s
+        CROSS JOIN LATERAL (
+            SELECT k.ctid AS place FROM laneway.marker k
+            WHERE k.subscription_id = s.id AND k.processed_at < before
+            ORDER BY k.message_id LIMIT batch FOR UPDATE SKIP LOCKED
+        ) old
+        WHERE s.kind = 'consumer' AND (consumer IS NULL OR s.name = consumer)
+        LIMIT batch));
+    GET DIAGNOSTICS purged = ROW_COUNT;
+    RETURN purged;
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.purge_processed(text, timestamptz, integer) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.purge_processed(text, timestamptz, integer) IS
+    'Removes at most batch markers older than a time, of a consumer or (NULL) of all consumers; answers how many.';

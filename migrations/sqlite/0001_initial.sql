@@ -74,7 +74,7 @@ CREATE TABLE laneway_subscription (
     name TEXT NOT NULL UNIQUE,
     -- Topic pattern as declared. One without wildcards is compared with the topic as it stands.
     pattern TEXT NOT NULL,
-    -- handler or publisher.
+    -- handler or publisher; consumer is an application that keeps markers only.
     kind TEXT NOT NULL,
     -- A pattern with wildcards as a GLOB, whose * runs across dots; NULL without wildcards.
     topic_glob TEXT,
@@ -92,7 +92,7 @@ CREATE TABLE laneway_subscription (
     policies TEXT NOT NULL,
 
     CONSTRAINT "id: fits beside the message in the id of a delivery" CHECK (id BETWEEN 1 AND 1048575),
-    CONSTRAINT "kind: handler or publisher" CHECK (kind IN ('handler', 'publisher')),
+    CONSTRAINT "kind: handler, publisher or consumer" CHECK (kind IN ('handler', 'publisher', 'consumer')),
     CONSTRAINT "active: 0 or 1" CHECK (active IN (0, 1)),
     CONSTRAINT "dots: an ordered range" CHECK (0 <= dots_min AND dots_min <= dots_max)
 );
@@ -151,6 +151,8 @@ CREATE TABLE laneway_marker (
     PRIMARY KEY (subscription_id, message_id),
     CONSTRAINT "metadata: JSON" CHECK (metadata IS NULL OR json_valid(metadata))
 ) WITHOUT ROWID;
+-- For cleanup, which looks for the oldest.
+CREATE INDEX laneway_marker_processed_at ON laneway_marker (processed_at);
 
 -- Deliveries that exhausted their attempts or were rejected.
 CREATE TABLE laneway_dead_letter (
@@ -229,6 +231,50 @@ CREATE TABLE laneway_setting (
     -- The value.
     value TEXT NOT NULL
 ) WITHOUT ROWID;
+
+-- Schedules that nodes have run under.
+CREATE TABLE laneway_schedule (
+    -- Declared name.
+    name TEXT PRIMARY KEY NOT NULL,
+    -- When it fires: expression and time zone.
+    rule TEXT NOT NULL,
+    -- Since when it has had this rule; no earlier time was missed.
+    since INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Times at which schedules fired: each once, by whichever node came first.
+CREATE TABLE laneway_schedule_run (
+    -- The schedule.
+    schedule TEXT NOT NULL,
+    -- The time that the schedule names.
+    fire_at INTEGER NOT NULL,
+    -- The node that ran it.
+    node TEXT NOT NULL,
+    -- When it did.
+    started_at INTEGER NOT NULL,
+    -- When it was done; NULL while it runs, or if its node died.
+    ended_at INTEGER,
+    -- How it ended.
+    outcome TEXT,
+    -- What it did, or why it failed.
+    detail TEXT,
+
+    PRIMARY KEY (schedule, fire_at),
+    CONSTRAINT "outcome: done, failed or skipped" CHECK (outcome IN ('done', 'failed', 'skipped')),
+    CONSTRAINT "ended_at and outcome: both or neither" CHECK ((ended_at IS NULL) = (outcome IS NULL))
+) WITHOUT ROWID;
+
+-- What operators did.
+CREATE TABLE laneway_audit (
+    -- In the order in which it was done.
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- When.
+    at INTEGER NOT NULL,
+    -- What was done.
+    action TEXT NOT NULL,
+    -- To what, and how much of it, as JSON.
+    detail TEXT NOT NULL
+);
 
 -- Nodes and when they last said that they are alive.
 CREATE TABLE laneway_node (

@@ -51,6 +51,9 @@ fn subscription(name: &str, topic: &str, timeout: Duration) -> Subscription {
         claim_batch: 512,
         publish_batch: 1,
         review_unknown_outcome: false,
+        backfill_min_share: 0.0,
+        rate_limit: None,
+        breaker: None,
     }
 }
 
@@ -96,7 +99,7 @@ async fn hostile_guests_harm_only_themselves(reuse: bool) {
 
     let sandbox = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let engine_options = EngineOptions::new(Name::parse("test").unwrap());
-    let engine = Engine::start(&store, bindings, engine_options, sandbox.handle());
+    let engine = Engine::start(&store, bindings, vec![], engine_options, sandbox.handle());
     let started = Instant::now();
     loop {
         let stats = engine.stats().snapshot();

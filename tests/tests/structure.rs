@@ -9,7 +9,8 @@ use serde_json::Value;
 /// refused.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("laneway-core", &[]),
-    ("laneway-store", &["laneway-core"]),
+    ("laneway-outbox", &["laneway-core"]),
+    ("laneway-store", &["laneway-core", "laneway-outbox"]),
     ("laneway-host", &["laneway-core"]),
     ("laneway-engine", &["laneway-core"]),
     ("laneway-connectors", &["laneway-core"]),
@@ -24,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "laneway-core",
             "laneway-engine",
+            "laneway-outbox",
             "laneway-store",
             "laneway-host",
             "laneway-connectors",
@@ -38,7 +40,7 @@ const GUESTS: &[&str] = &["plugins/", "examples/flights/delay-stats", "tests/gue
 
 /// A driver and the only folders whose crates may name it.
 const DRIVERS: &[(&str, &[&str])] = &[
-    ("sqlx", &["runtime/store", "tests", "examples/"]),
+    ("sqlx", &["runtime/outbox", "runtime/store", "tests", "examples/"]),
     ("rusqlite", &[]),
     ("tokio-postgres", &[]),
     ("wasmtime", &["runtime/host"]),

@@ -16,7 +16,8 @@ use clap::{Arg, Parser, Subcommand};
 use laneway_store::Storage;
 
 use crate::commands::{
-    apply, bench, config as print_config, dead_letters, enqueue, messages, migrate, run, status,
+    apply, bench, config as print_config, dead_letters, enqueue, idempotency, messages, migrate, replay, run,
+    schedules, status,
 };
 use crate::logging::LogFormat;
 
@@ -83,12 +84,20 @@ enum Command {
     Enqueue(enqueue::Args),
     /// Show subscriptions, lanes and nodes at a glance
     Status,
-    /// Show messages
+    /// Show and manage messages
     #[command(subcommand)]
     Messages(messages::Command),
-    /// Show dead letters
+    /// Show and manage dead letters
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Manage the markers that keep messages from being processed twice
+    #[command(subcommand)]
+    Idempotency(idempotency::Command),
+    /// Deliver messages of the outbox once more, by the backfill lane
+    Replay(replay::Args),
+    /// Show and run schedules
+    #[command(subcommand)]
+    Schedules(schedules::Command),
     /// Measure enqueue, drain and latency on an empty database
     Bench(bench::Args),
     /// Print the commented configuration with all keys
@@ -118,6 +127,9 @@ fn main() -> ExitCode {
             Command::Status => status::run(shared).await,
             Command::Messages(command) => messages::run(shared, command).await,
             Command::DeadLetters(command) => dead_letters::run(shared, command).await,
+            Command::Idempotency(command) => idempotency::run(shared, command).await,
+            Command::Replay(args) => replay::run(shared, args).await,
+            Command::Schedules(command) => schedules::run(shared, command).await,
             Command::Bench(args) => bench::run(shared, args).await,
             Command::Config => print_config::run(),
         }

@@ -3,32 +3,40 @@
 //! Nothing here performs input or output: no database, no WebAssembly engine, no clock, no async runtime. Values are
 //! parsed once, at the edge; what holds a [`Topic`] or a [`Priority`] holds a valid one.
 
+mod cron;
 mod delivery;
 mod effects;
 mod failure;
 mod id;
 mod invoke;
 mod lane;
+mod maintenance;
 mod message;
 mod retry;
+mod schedule;
 mod settle;
 mod store;
 mod topic;
 mod topology;
 mod view;
 
+pub use self::cron::{CronExpression, CronField, InvalidCron};
 pub use delivery::{Batch, ClaimRequest, Delivery, Renewal};
 pub use effects::{CounterAdd, Effects, StateEntry, StateError, StateRead, StateVersion, StateView, StateWrite};
 pub use failure::{ERROR_TEXT_BYTES_MAX, ErrorText, Failure, Reason};
 pub use id::{DeliveryId, InvalidName, LeaseToken, MessageId, Name, PluginDigest, SubscriptionId};
 pub use invoke::{Attempt, Call, Interrupt, Invocation, Invoker, SandboxUse};
 pub use lane::{Lane, Priority};
+pub use maintenance::{Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, Replay, Step};
 pub use message::{CONTENT_TYPE_JSON, Enqueued, Header, Message, NewMessage};
 pub use retry::{InvalidRetry, RetryDecision, RetryPolicy, RetrySchedule};
+pub use schedule::{
+    CleanupPolicy, Missed, RunOutcome, Schedule, ScheduleAction, SchedulePosition, ScheduleRunView, ScheduleRuns,
+};
 pub use settle::{KeyChange, SettleReport, Settlement, StateChanges, StateConflict, Verdict, state_changes};
 pub use store::{Store, StoreError};
 pub use topic::{InvalidPattern, InvalidTopic, Segment, Topic, TopicPattern};
-pub use topology::{AppliedTopology, Subscription, SubscriptionKind, Topology};
+pub use topology::{AppliedTopology, BreakerPolicy, Subscription, SubscriptionKind, Topology};
 pub use view::{
     DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MessageFilter, MessageStatus, MessageView,
     NodeStatus, Status, SubscriptionStatus,

@@ -120,6 +120,24 @@ impl RetryPolicy {
         }
     }
 
+    /// Longest time from the first attempt to the start of the last retry, not counting the attempts themselves.
+    #[must_use]
+    pub fn horizon(&self) -> Duration {
+        let mut sum = Duration::ZERO;
+        let mut before = Duration::ZERO;
+        for attempt in 1..self.attempts_max() {
+            let delay = self.delay(attempt, 1.0);
+            sum = sum.saturating_add(delay);
+            // It is at its cap, or does not grow.
+            let steady = delay >= self.cap || delay == std::mem::replace(&mut before, delay);
+            if steady {
+                sum = sum.saturating_add(delay.saturating_mul(self.attempts_max() - 1 - attempt));
+                break;
+            }
+        }
+        self.max_elapsed.map_or(sum, |max| sum.min(max))
+    }
+
     fn delay(&self, attempt: u32, random: f64) -> Duration {
         let growth = match self.schedule {
             RetrySchedule::None | RetrySchedule::Constant => 1.0,
@@ -191,6 +209,24 @@ mod tests {
         assert_eq!(policy.decide(2, Duration::from_secs(10), 0.5), RetryDecision::TimeExhausted);
         let none = RetryPolicy { schedule: RetrySchedule::None, ..policy };
         assert_eq!(none.decide(1, ZERO, 0.5), RetryDecision::AttemptsExhausted);
+    }
+
+    #[test]
+    fn the_horizon_is_the_sum_of_the_longest_delays() {
+        let seconds = |policy: &RetryPolicy| policy.horizon().as_secs_f64();
+        let four = |schedule| RetryPolicy { max_attempts: 4, ..policy(schedule) };
+        assert_eq!(seconds(&four(RetrySchedule::None)), 0.0);
+        assert_eq!(seconds(&four(RetrySchedule::Constant)), 3.0);
+        assert_eq!(seconds(&four(RetrySchedule::Linear)), 6.0);
+        assert_eq!(seconds(&four(RetrySchedule::Exponential)), 7.0);
+        assert_eq!(seconds(&RetryPolicy { jitter: 0.5, ..four(RetrySchedule::Constant) }), 4.5);
+        let capped =
+            RetryPolicy { max_attempts: u32::MAX, cap: Duration::from_secs(2), ..four(RetrySchedule::Linear) };
+        assert_eq!(seconds(&capped), 1.0 + 2.0 * f64::from(u32::MAX - 2));
+        let steady = RetryPolicy { max_attempts: u32::MAX, factor: 1.0, ..four(RetrySchedule::Exponential) };
+        assert_eq!(seconds(&steady), f64::from(u32::MAX - 1));
+        let bounded = RetryPolicy { max_elapsed: Some(Duration::from_secs(5)), ..four(RetrySchedule::Exponential) };
+        assert_eq!(seconds(&bounded), 5.0);
     }
 
     #[test]

@@ -54,6 +54,34 @@ pub struct Subscription {
     pub publish_batch: u32,
     /// Whether an attempt of unknown outcome is dead-lettered for review rather than retried.
     pub review_unknown_outcome: bool,
+    /// Part of the messages that the backfill lane gets while the primary one is busy: from 0 to below 1.
+    pub backfill_min_share: f64,
+    /// Messages that all nodes together begin in a second at most, shared evenly among those that live.
+    pub rate_limit: Option<f64>,
+    /// When claiming pauses because attempts fail.
+    pub breaker: Option<BreakerPolicy>,
+}
+
+/// When claiming pauses because attempts fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BreakerPolicy {
+    /// Failures in a row that open it.
+    pub failures: u32,
+    /// For how long nothing is claimed then, and after each message that is tried and fails.
+    pub pause: Duration,
+}
+
+impl Subscription {
+    /// Longest time from a message's first attempt to the end of its last, while all goes as configured: each attempt
+    /// takes its timeout, or kills its node and is seen again when its lease has ended.
+    #[must_use]
+    pub fn redelivery_horizon(&self) -> Duration {
+        let attempts = (self.timeout.max(self.lease)).saturating_mul(self.retry.attempts_max());
+        match self.retry.max_elapsed {
+            Some(max) => max.saturating_add(self.timeout.max(self.lease)),
+            None => self.retry.horizon().saturating_add(attempts),
+        }
+    }
 }
 
 /// All subscriptions, as one configuration declares them.

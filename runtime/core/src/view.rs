@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{Lane, MessageId, Name, Priority, Topic};
+use crate::{DeadLetterSelection, Lane, MessageId, Name, Priority, Topic};
 
 /// Status of a message as users know it, derived from its deliveries and dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -105,12 +105,8 @@ pub struct DeliveryView {
 /// Which dead letters to list.
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterFilter {
-    /// Of this subscription only.
-    pub subscription: Option<Name>,
-    /// Of this topic only.
-    pub topic: Option<Topic>,
-    /// Of this reason code only.
-    pub reason: Option<String>,
+    /// Of these only.
+    pub selection: DeadLetterSelection,
     /// At most this many.
     pub limit: u32,
 }

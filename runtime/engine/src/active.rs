@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use laneway_core::{Invoker, Store, Subscription, SubscriptionId};
 use tokio::sync::Notify;
 
+use crate::breaker::Breaker;
 use crate::engine::Binding;
 use crate::lanes::Lanes;
 use crate::overlay::Overlay;
 use crate::pace::Pace;
+use crate::rate::Rate;
 
 pub(crate) struct Active {
     pub subscription: Subscription,
@@ -18,6 +20,8 @@ pub(crate) struct Active {
     pub lanes: Lanes,
     pub overlay: Arc<Overlay>,
     pub pace: Pace,
+    pub rate: Rate,
+    pub breaker: Breaker,
     /// Told when a delivery was put back for a time that the relay does not know of.
     pub rescheduled: Notify,
     paused_until: Mutex<Option<Instant>>,
@@ -27,10 +31,12 @@ impl Active {
     pub fn new(binding: Binding, store: Arc<dyn Store>) -> Self {
         Self {
             overlay: Arc::new(Overlay::new(binding.subscription.name.clone(), store)),
+            lanes: Lanes::new(binding.subscription.backfill_min_share),
+            rate: Rate::new(binding.subscription.rate_limit, Instant::now()),
+            breaker: Breaker::new(binding.subscription.breaker),
             subscription: binding.subscription,
             id: binding.id,
             invoker: binding.invoker,
-            lanes: Lanes::default(),
             pace: Pace::default(),
             rescheduled: Notify::new(),
             paused_until: Mutex::new(None),

@@ -1,9 +1,10 @@
 //! The engine of one node: starts its parts, and drains them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use laneway_core::{Interrupt, Invoker, Store, Subscription, SubscriptionId, Verdict};
+use laneway_core::{Interrupt, Invoker, Schedule, Store, Subscription, SubscriptionId, Verdict};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -14,12 +15,15 @@ use crate::active::Active;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
 use crate::relay::Relay;
+use crate::scheduler;
 use crate::settler::{Outcome, Settler};
 use crate::slot::{self, settlement};
 use crate::stats::Stats;
 
 /// How often a node says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A node that has missed more heartbeats lives no more.
+const HEARTBEATS_MISSED_MAX: u32 = 3;
 /// Longest wait for interrupted attempts to end, and for the last commit.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
 
@@ -60,7 +64,13 @@ impl Engine {
     /// Starts working. Plugins run on the runtime of `sandbox`, all else on the current one, so that guests which
     /// keep every thread busy delay no lease and no commit.
     #[must_use]
-    pub fn start(store: &Arc<dyn Store>, bindings: Vec<Binding>, options: EngineOptions, sandbox: &Handle) -> Self {
+    pub fn start(
+        store: &Arc<dyn Store>,
+        bindings: Vec<Binding>,
+        schedules: Vec<Schedule>,
+        options: EngineOptions,
+        sandbox: &Handle,
+    ) -> Self {
         let options = Arc::new(options);
         let stats = Arc::new(Stats::default());
         let leases = Arc::new(Leases::default());
@@ -68,11 +78,21 @@ impl Engine {
         let (draining, watching) = watch::channel(false);
         let interrupt = Interrupt::default();
         let settling = tokio::spawn(settler.clone().run());
-        let keepers =
-            vec![tokio::spawn(leases.keep(store.clone())), tokio::spawn(heartbeat(store.clone(), options.clone()))];
+        let nodes = Arc::new(AtomicU32::new(1));
+        let keepers = vec![
+            tokio::spawn(leases.keep(store.clone())),
+            tokio::spawn(heartbeat(store.clone(), options.clone(), nodes.clone())),
+        ];
         let active: Vec<Arc<Active>> =
             bindings.into_iter().map(|binding| Arc::new(Active::new(binding, store.clone()))).collect();
-        let mut relays = Vec::new();
+        // What claims or begins something, and stops doing so when the drain begins.
+        let mut relays: Vec<JoinHandle<()>> = schedules
+            .into_iter()
+            .map(|schedule| {
+                let node = options.node.clone();
+                tokio::spawn(scheduler::run(store.clone(), Arc::new(schedule), node, watching.clone()))
+            })
+            .collect();
         let mut slots = Vec::new();
         for work in &active {
             for _ in 0..work.subscription.concurrency.max(1) {
@@ -83,6 +103,7 @@ impl Engine {
                 work: work.clone(),
                 settler: settler.clone(),
                 options: options.clone(),
+                nodes: nodes.clone(),
                 draining: watching.clone(),
             };
             relays.push(tokio::spawn(relay.run()));
@@ -113,7 +134,7 @@ impl Engine {
         for mut relay in self.relays {
             match tokio::time::timeout(self.grace.saturating_sub(started.elapsed()), &mut relay).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "a relay ended badly"),
+                Ok(Err(error)) => warn!(%error, "a relay or schedule ended badly"),
                 // It waits for a database that does not answer. What it may have claimed ends with its lease.
                 Err(_) => relay.abort(),
             }
@@ -161,10 +182,11 @@ impl Engine {
     }
 }
 
-async fn heartbeat(store: Arc<dyn Store>, options: Arc<EngineOptions>) {
+async fn heartbeat(store: Arc<dyn Store>, options: Arc<EngineOptions>, nodes: Arc<AtomicU32>) {
     loop {
-        if let Err(error) = store.heartbeat(&options.node).await {
-            warn!(%error, "heartbeat failed");
+        match store.heartbeat(&options.node, HEARTBEAT * HEARTBEATS_MISSED_MAX).await {
+            Ok(alive) => nodes.store(alive, Ordering::Relaxed),
+            Err(error) => warn!(%error, "heartbeat failed"),
         }
         tokio::time::sleep(HEARTBEAT).await;
     }

@@ -62,6 +62,8 @@ fn batch_len(queue: &VecDeque<Item>, max: usize) -> usize {
 struct Queues {
     primary: VecDeque<Item>,
     backfill: VecDeque<Item>,
+    /// Backfill messages that are owed their turn by the lane's share.
+    owed: f64,
     /// Slots waiting in [`Lanes::next`].
     idle: usize,
     closed: bool,
@@ -80,9 +82,14 @@ impl Queues {
     }
 }
 
+/// Backfill messages that can be owed at most: after a time without any, the lane does not come in a rush.
+const OWED_MAX: f64 = 1.0;
+
 /// The buffer between a subscription's relay and its slots.
 #[derive(Default)]
 pub(crate) struct Lanes {
+    /// Part of the messages that backfill gets while primary ones wait.
+    backfill_min_share: f64,
     queues: Mutex<Queues>,
     filled: Notify,
     /// Told when there is less than before; the relay waits on it for room.
@@ -90,6 +97,11 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
+    /// Lanes of which backfill gets at least this part, from 0 to below 1.
+    pub fn new(backfill_min_share: f64) -> Self {
+        Self { backfill_min_share, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queues> {
         // Each critical section leaves the queues whole, so a panic elsewhere cannot have broken them.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
@@ -163,10 +175,24 @@ impl Lanes {
                     return false;
                 }
                 let before = queues.len();
-                let lane = if queues.primary.is_empty() { Lane::Backfill } else { Lane::Primary };
+                let contended = !queues.primary.is_empty() && !queues.backfill.is_empty();
+                let lane = match contended {
+                    true if queues.owed >= 1.0 => Lane::Backfill,
+                    true => Lane::Primary,
+                    false if queues.primary.is_empty() => Lane::Backfill,
+                    false => Lane::Primary,
+                };
                 let queue = queues.lane(lane);
                 let take = batch_len(queue, max);
                 into.extend(queue.drain(..take));
+                if contended {
+                    let share = self.backfill_min_share;
+                    queues.owed += match lane {
+                        Lane::Primary => take as f64 * share / (1.0 - share),
+                        Lane::Backfill => -(take as f64),
+                    };
+                    queues.owed = queues.owed.min(OWED_MAX.max(max as f64));
+                }
                 if take > 0 {
                     let after = queues.len();
                     drop(queues);
@@ -181,5 +207,73 @@ impl Lanes {
             filled.await;
             self.lock().idle -= 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use laneway_core::{MessageId, Priority, Topic};
+
+    use super::*;
+
+    fn items(lane: Lane, count: i64) -> Vec<Item> {
+        let message = Message {
+            id: MessageId::parse("m").unwrap(),
+            topic: Topic::parse("t").unwrap(),
+            key: None,
+            priority: Priority::NORMAL,
+            payload: "{}".into(),
+            content_type: String::new(),
+            headers: vec![],
+            tenant: None,
+        };
+        let delivery = |id| Delivery {
+            id: DeliveryId(id),
+            lane,
+            message: message.clone(),
+            attempt: 1,
+            since_first_attempt: Duration::ZERO,
+            processed: false,
+        };
+        (0..count).map(|id| Item::new(delivery(id), LeaseToken(1), Instant::now())).collect()
+    }
+
+    /// Of a hundred messages taken while both lanes have enough, the places of those of the backfill lane.
+    async fn backfill_of_a_hundred(share: f64) -> Vec<usize> {
+        let lanes = Lanes::new(share);
+        lanes.push(Lane::Primary, items(Lane::Primary, 200));
+        lanes.push(Lane::Backfill, items(Lane::Backfill, 200));
+        let mut places = Vec::new();
+        for place in 0..100 {
+            let mut taken = Vec::new();
+            assert!(lanes.next(1, 0, &mut taken).await);
+            if taken[0].lane == Lane::Backfill {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    #[tokio::test]
+    async fn backfill_gets_its_share_evenly_while_primary_messages_wait() {
+        assert_eq!(backfill_of_a_hundred(0.0).await, [0; 0]);
+        let tenth = backfill_of_a_hundred(0.1).await;
+        assert!((9..=10).contains(&tenth.len()), "{tenth:?}");
+        assert!(tenth.windows(2).all(|pair| (9..=11).contains(&(pair[1] - pair[0]))), "{tenth:?}");
+        assert!((49..=51).contains(&backfill_of_a_hundred(0.5).await.len()));
+    }
+
+    #[tokio::test]
+    async fn without_primary_messages_backfill_owes_nothing() {
+        let lanes = Lanes::new(0.5);
+        lanes.push(Lane::Backfill, items(Lane::Backfill, 50));
+        let mut taken = Vec::new();
+        for _ in 0..40 {
+            lanes.next(1, 0, &mut taken).await;
+        }
+        lanes.push(Lane::Primary, items(Lane::Primary, 10));
+        taken.clear();
+        lanes.next(1, 0, &mut taken).await;
+        assert_eq!(taken[0].lane, Lane::Primary, "what came alone is not held against the others");
     }
 }

@@ -1,6 +1,7 @@
 //! The relay of one subscription: claims what is due, as far as there is room, and sleeps when nothing is.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use laneway_core::{Batch, ClaimRequest, Lane, Store, StoreError};
@@ -24,6 +25,8 @@ pub(crate) struct Relay {
     pub work: Arc<Active>,
     pub settler: Arc<Settler>,
     pub options: Arc<EngineOptions>,
+    /// Nodes that live, this one included.
+    pub nodes: Arc<AtomicU32>,
     pub draining: watch::Receiver<bool>,
 }
 
@@ -35,6 +38,8 @@ enum Look {
     Full,
     /// Nothing is due.
     Empty,
+    /// The rate allows nothing for this long.
+    Limited(Duration),
 }
 
 impl Relay {
@@ -59,6 +64,10 @@ impl Relay {
                         () = tokio::time::sleep(self.options.poll_interval) => {}
                         _ = self.draining.changed() => {}
                     }
+                }
+                Ok(Look::Limited(wait)) => {
+                    backoff = BACKOFF.0;
+                    self.rest(wait.min(self.options.poll_interval)).await;
                 }
                 Ok(Look::Empty) => {
                     backoff = BACKOFF.0;
@@ -103,7 +112,23 @@ impl Relay {
         {
             return Ok(Look::Full);
         }
+        let limit = match self.work.rate.available(Instant::now(), self.nodes.load(Ordering::Relaxed)) {
+            Ok(allowed) => limit.min(allowed),
+            Err(wait) => return Ok(Look::Limited(wait)),
+        };
+        if self.work.breaker.is_open() {
+            // One message tells whether it is over.
+            let claimed =
+                in_hand > 0 || self.claim(Lane::Primary, 1).await? || self.claim(Lane::Backfill, 1).await?;
+            return Ok(if claimed { Look::Full } else { Look::Empty });
+        }
         if self.claim(Lane::Primary, limit).await? {
+            let share = subscription.backfill_min_share;
+            if share > 0.0 && self.work.lanes.waiting(Lane::Backfill) == 0 {
+                // Something must be there to get its turn.
+                let bite = (f64::from(limit) * share).ceil() as u32;
+                self.claim(Lane::Backfill, bite.max(1)).await?;
+            }
             return Ok(Look::Claimed);
         }
         let bite = limit.min(subscription.concurrency.max(1) * 8);
@@ -132,6 +157,7 @@ impl Relay {
         let count = deliveries.len();
         let bytes = deliveries.iter().map(|delivery| delivery.message.payload.len()).sum();
         work.pace.claimed(bytes, count);
+        work.rate.take(count);
         Stats::add(&self.settler.stats.claimed, count);
         self.settler.expect(count);
         self.settler.leases.add(work.id, token, work.subscription.lease, asked_at, deliveries.iter().map(|d| d.id));

@@ -123,20 +123,32 @@ fn checked(invocations: Caught, wanted: usize, started: Instant) -> Vec<Invocati
 /// Hands the outcome to the settler; gives the item back if it must run again.
 fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocation, era: u64) -> Option<Item> {
     let Invocation { result, mut effects, plugin, .. } = invocation;
+    let mut opened = None;
     let ruling: Ruling = match result {
+        Ok(()) if work.breaker.succeeded() => {
+            info!(subscription = %work.subscription.name, "an attempt succeeded; all is claimed again");
+            Verdict::Complete { mark: work.subscription.idempotent }.into()
+        }
         Ok(()) => Verdict::Complete { mark: work.subscription.idempotent }.into(),
         Err(failure) => {
             effects.writes.clear();
             effects.adds.clear();
             effects.emits.clear();
             tell(work, &item, &failure, &plugin);
+            opened = match &failure {
+                Failure::Retry { .. } | Failure::UnknownOutcome { .. } => work.breaker.failed(Instant::now()),
+                _ => None,
+            };
             match rule(&work.subscription, failure, item.attempt, item.elapsed(), &plugin, rand::random()) {
                 Some(ruling) => ruling,
                 None => return Some(item),
             }
         }
     };
-    if let Some(pause) = ruling.pause {
+    if let Some(pause) = opened {
+        warn!(subscription = %work.subscription.name, ?pause, "too many attempts failed in a row; claiming pauses");
+    }
+    if let Some(pause) = ruling.pause.max(opened) {
         work.pause(pause);
         for item in work.lanes.take_all() {
             let settlement = settlement(work, &item, release_after(pause));

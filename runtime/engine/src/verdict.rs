@@ -117,6 +117,9 @@ mod tests {
             claim_batch: 1,
             publish_batch: 1,
             review_unknown_outcome: false,
+            backfill_min_share: 0.0,
+            rate_limit: None,
+            breaker: None,
         }
     }
 

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use laneway_core::{
-    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, LeaseToken,
-    MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, SettleReport, Settlement, StateEntry, Status,
-    Store, StoreError, SubscriptionId, Topology,
+    AppliedTopology, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection,
+    DeadLetterView, DeliveryId, Enqueued, LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name,
+    NewMessage, Renewal, Replay, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, SettleReport,
+    Settlement, StateEntry, Status, Step, Store, StoreError, SubscriptionId, Topology,
 };
 
 use crate::Random;
@@ -45,6 +47,22 @@ pub enum Operation {
     DeadLetters,
     /// [`Store::heartbeat`]
     Heartbeat,
+    /// [`Maintenance::now`]
+    Now,
+    /// [`Maintenance::clean`] and [`Maintenance::cleanable`]
+    Clean,
+    /// [`Maintenance::act_on_dead_letters`] and what is asked before
+    ActOnDeadLetters,
+    /// [`Maintenance::replay`] and [`Maintenance::replayable`]
+    Replay,
+    /// [`Maintenance::cancel`] and [`Maintenance::reschedule`]
+    Change,
+    /// [`ScheduleRuns::declare_schedule`], [`ScheduleRuns::schedule_position`] and [`ScheduleRuns::schedule_runs`]
+    Schedule,
+    /// [`ScheduleRuns::begin_run`]
+    BeginRun,
+    /// [`ScheduleRuns::end_run`]
+    EndRun,
 }
 
 /// What goes wrong with a call.
@@ -253,11 +271,97 @@ impl Store for FaultyStore {
         self.with_fault(Operation::DeadLetters, self.inner.dead_letters(filter)).await
     }
 
-    async fn heartbeat(&self, name: &Name) -> Result<(), StoreError> {
-        self.with_fault(Operation::Heartbeat, self.inner.heartbeat(name)).await
+    async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
+        self.with_fault(Operation::Heartbeat, self.inner.heartbeat(name, alive_for)).await
     }
 
     fn round_trips(&self) -> u64 {
         self.inner.round_trips()
+    }
+}
+
+#[async_trait]
+impl Maintenance for FaultyStore {
+    async fn now(&self) -> Result<Timestamp, StoreError> {
+        self.with_fault(Operation::Now, self.inner.now()).await
+    }
+
+    async fn cleanable(&self, what: Cleanup, before: Timestamp) -> Result<u64, StoreError> {
+        self.with_fault(Operation::Clean, self.inner.cleanable(what, before)).await
+    }
+
+    async fn clean(&self, what: Cleanup, before: Timestamp, from: i64, limit: u32) -> Result<Step, StoreError> {
+        self.with_fault(Operation::Clean, self.inner.clean(what, before, from, limit)).await
+    }
+
+    async fn count_dead_letters(&self, selection: &DeadLetterSelection) -> Result<u64, StoreError> {
+        self.with_fault(Operation::ActOnDeadLetters, self.inner.count_dead_letters(selection)).await
+    }
+
+    async fn newest_dead_letter(&self) -> Result<i64, StoreError> {
+        self.with_fault(Operation::ActOnDeadLetters, self.inner.newest_dead_letter()).await
+    }
+
+    async fn act_on_dead_letters(
+        &self,
+        action: DeadLetterAction,
+        selection: &DeadLetterSelection,
+        from: i64,
+        newest: i64,
+        limit: u32,
+    ) -> Result<Step, StoreError> {
+        let act = self.inner.act_on_dead_letters(action, selection, from, newest, limit);
+        self.with_fault(Operation::ActOnDeadLetters, act).await
+    }
+
+    async fn replay(&self, replay: &Replay, from: i64, limit: u32) -> Result<Step, StoreError> {
+        self.with_fault(Operation::Replay, self.inner.replay(replay, from, limit)).await
+    }
+
+    async fn replayable(&self, replay: &Replay) -> Result<u64, StoreError> {
+        self.with_fault(Operation::Replay, self.inner.replayable(replay)).await
+    }
+
+    async fn cancel(&self, message: &MessageId) -> Result<Change, StoreError> {
+        self.with_fault(Operation::Change, self.inner.cancel(message)).await
+    }
+
+    async fn reschedule(&self, message: &MessageId, due: Timestamp) -> Result<Change, StoreError> {
+        self.with_fault(Operation::Change, self.inner.reschedule(message, due)).await
+    }
+}
+
+#[async_trait]
+impl ScheduleRuns for FaultyStore {
+    async fn declare_schedule(&self, schedule: &Name, rule: &str) -> Result<Option<String>, StoreError> {
+        self.with_fault(Operation::Schedule, self.inner.declare_schedule(schedule, rule)).await
+    }
+
+    async fn schedule_position(&self, schedule: &Name) -> Result<Option<SchedulePosition>, StoreError> {
+        self.with_fault(Operation::Schedule, self.inner.schedule_position(schedule)).await
+    }
+
+    async fn begin_run(
+        &self,
+        schedule: &Name,
+        fire_at: Timestamp,
+        node: &Name,
+        message: Option<&NewMessage>,
+    ) -> Result<bool, StoreError> {
+        self.with_fault(Operation::BeginRun, self.inner.begin_run(schedule, fire_at, node, message)).await
+    }
+
+    async fn end_run(
+        &self,
+        schedule: &Name,
+        fire_at: Timestamp,
+        outcome: RunOutcome,
+        detail: &str,
+    ) -> Result<(), StoreError> {
+        self.with_fault(Operation::EndRun, self.inner.end_run(schedule, fire_at, outcome, detail)).await
+    }
+
+    async fn schedule_runs(&self, schedule: &Name, limit: u32) -> Result<Vec<ScheduleRunView>, StoreError> {
+        self.with_fault(Operation::Schedule, self.inner.schedule_runs(schedule, limit)).await
     }
 }

@@ -6,3 +6,5 @@ mod databases;
 mod flow;
 mod publish;
 mod run;
+mod schedules;
+mod upkeep;

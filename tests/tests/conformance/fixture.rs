@@ -238,6 +238,9 @@ pub fn subscription(text: &str, pattern: &str) -> Subscription {
         claim_batch: 100,
         publish_batch: 10,
         review_unknown_outcome: false,
+        backfill_min_share: 0.0,
+        rate_limit: None,
+        breaker: None,
     }
 }
 

@@ -7,14 +7,18 @@ mod sql;
 
 mod chaos;
 mod claim_cost;
+mod cleanup;
 mod dead_letters;
 mod enqueue;
 mod histories;
 mod lease;
 mod markers;
 mod order;
+mod outbox;
 mod producer;
+mod replay;
 mod routing;
+mod schedules;
 mod schema;
 mod settle;
 mod state;

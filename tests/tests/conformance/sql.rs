@@ -62,6 +62,15 @@ impl Sql {
         }
     }
 
+    /// Begins a transaction that writes, at once: on SQLite a reader cannot become a writer while others write.
+    pub async fn begin_writing(&mut self) {
+        let begin = match self {
+            Self::Sqlite(_) => "begin immediate",
+            Self::Postgres(_) => "begin",
+        };
+        self.run(begin).await;
+    }
+
     /// The first column of all rows, as text; NULL is left out.
     pub async fn texts(&mut self, sql: &str) -> Vec<String> {
         let written = self.written(sql);
@@ -124,5 +133,14 @@ impl Sql {
         ))
         .await;
         owed.cast_unsigned()
+    }
+}
+
+impl laneway_outbox::Session for Sql {
+    fn connection(&mut self) -> laneway_outbox::Connection<'_> {
+        match self {
+            Self::Sqlite(connection) => laneway_outbox::Connection::Sqlite(connection),
+            Self::Postgres(connection) => laneway_outbox::Connection::Postgres(connection),
+        }
     }
 }

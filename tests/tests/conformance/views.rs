@@ -33,9 +33,11 @@ conformance! {
         let batch = fixture.claim_some(subscriptions[0]).await;
         assert_eq!(ids(&batch), ["due", "dead", "leased"]);
         fixture.settle_all(&[settlement(&batch, 0, Verdict::RELEASE), settlement(&batch, 1, dead())]).await;
-        fixture.store.heartbeat(&name("node-1")).await.unwrap();
+        assert_eq!(fixture.store.heartbeat(&name("node-1"), HOUR).await.unwrap(), 1);
         tokio::time::sleep(Duration::from_millis(60)).await;
-        fixture.store.heartbeat(&name("node-2")).await.unwrap();
+        assert_eq!(fixture.store.heartbeat(&name("node-2"), HOUR).await.unwrap(), 2);
+        let lately = fixture.store.heartbeat(&name("node-2"), Duration::from_millis(30)).await.unwrap();
+        assert_eq!(lately, 1, "the other has not been seen for longer");
 
         let status = fixture.store.status().await.unwrap();
         let names: Vec<&str> = status.subscriptions.iter().map(|one| one.name.as_str()).collect();

@@ -7,5 +7,7 @@ mod lanes;
 mod leases;
 mod markers;
 mod outcomes;
+mod pace;
 mod rig;
+mod schedules;
 mod transactions;

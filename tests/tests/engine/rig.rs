@@ -92,6 +92,9 @@ pub fn subscription(name: &str) -> Subscription {
         claim_batch: 64,
         publish_batch: 1,
         review_unknown_outcome: false,
+        backfill_min_share: 0.0,
+        rate_limit: None,
+        breaker: None,
     }
 }
 
@@ -204,12 +207,12 @@ impl Rig {
     pub fn start_on(&self, store: &Arc<dyn Store>, play: &Play, options: EngineOptions) -> Running {
         let runs = Arc::new(AtomicU64::new(0));
         let invoker: Arc<dyn Invoker> = Arc::new(Played { play: play.clone(), runs: runs.clone() });
-        Running { engine: Engine::start(store, self.bindings(&invoker), options, &Handle::current()), runs }
+        Running { engine: Engine::start(store, self.bindings(&invoker), vec![], options, &Handle::current()), runs }
     }
 
     /// Starts an engine with a plugin that is not played. Its runs are not counted.
     pub fn start_plugin(&self, invoker: &Arc<dyn Invoker>) -> Running {
-        let engine = Engine::start(&self.store, self.bindings(invoker), options(), &Handle::current());
+        let engine = Engine::start(&self.store, self.bindings(invoker), vec![], options(), &Handle::current());
         Running { engine, runs: Arc::default() }
     }
 

@@ -14,6 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Longest time for a node to stop after SIGTERM: its grace period and a little.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
+/// After this time a program listens for signals, on a busy machine too.
+const BEGUN: Duration = Duration::from_secs(2);
+
 /// Lines of a log that an error shows.
 const LOG_LINES: usize = 15;
 
@@ -21,6 +24,7 @@ const LOG_LINES: usize = 15;
 pub struct Node {
     name: String,
     child: Child,
+    started: Instant,
     log: PathBuf,
 }
 
@@ -35,7 +39,7 @@ impl Node {
             .stderr(file)
             .spawn()
             .with_context(|| format!("could not start {}", command.get_program().display()))?;
-        Ok(Self { name: name.to_owned(), child, log })
+        Ok(Self { name: name.to_owned(), child, started: Instant::now(), log })
     }
 
     /// Its name.
@@ -73,6 +77,8 @@ impl Node {
     /// Asks it to stop with SIGTERM and waits until it has; it must end with success.
     pub fn stop(mut self) -> Result<()> {
         self.check()?;
+        // A program that has only just begun does not listen for signals yet, and is ended by one.
+        thread::sleep(BEGUN.saturating_sub(self.started.elapsed()));
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let deadline = Instant::now() + STOP_MAX;
         while !self.ended()? {

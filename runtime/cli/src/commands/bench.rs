@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use laneway_core::{
-    Call, Invocation, Invoker, MessageId, Name, NewMessage, Priority, RetryPolicy, Store, Subscription,
-    SubscriptionId, SubscriptionKind, Topic, TopicPattern, Topology,
+    Attempt, Call, Cleanup, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, NewMessage, Priority,
+    RetryPolicy, StateEntry, StateError, StateView, Store, Subscription, SubscriptionId, SubscriptionKind, Topic,
+    TopicPattern, Topology,
 };
-use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot};
+use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot, Sweep, Work};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
 use laneway_store::Storage;
 use serde::Serialize;
@@ -19,10 +20,13 @@ use tracing::info;
 
 use crate::Shared;
 use crate::commands::run::sandbox;
+use crate::config::schedules::BATCH_SIZE;
 use crate::{exit, output};
 
 /// Messages in one transaction of the producer.
 const ENQUEUE_BATCH: usize = 100;
+/// Messages of the measurement of the sandbox alone.
+const QUIET: u32 = 20_000;
 /// How long a drain may stand still before the measurement is given up.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -40,6 +44,12 @@ pub struct Args {
     /// Length of the measurement of latency, in seconds; 0 leaves it out
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=3_600))]
     seconds: u32,
+    /// Measure latency once more while this many messages of the backfill lane are queued and worked off
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    backfill: u32,
+    /// Measure latency once more while the markers of all messages before are cleaned up
+    #[arg(long)]
+    cleanup: bool,
     /// Handler component; `cargo xtask plugins` builds one that does nothing
     #[arg(long, value_name = "FILE", default_value = "target/plugins/noop.wasm")]
     handler: PathBuf,
@@ -58,7 +68,16 @@ struct Report {
     enqueue_per_s: f64,
     drain_per_s: Modes,
     latency_ms: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_with_backfill_ms: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_with_cleanup_ms: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cleanup: Option<Cleaned>,
+    /// What the sandbox takes for a message, one after the other, on a machine that does nothing else.
     sandbox_us: Modes,
+    /// What it took in the drain, the wait for a processor included.
+    sandbox_in_drain_us: Modes,
     round_trips_per_message: f64,
     wal_bytes_per_message: Option<f64>,
 }
@@ -73,6 +92,15 @@ struct Modes {
 struct Latency {
     p50: f64,
     p99: f64,
+}
+
+/// What a cleanup did beside the traffic.
+#[derive(Serialize)]
+struct Cleaned {
+    deleted: u64,
+    /// Between its first step and its last, or the end of the measurement.
+    seconds: f64,
+    longest_step_ms: f64,
 }
 
 /// What one drain came to.
@@ -97,7 +125,7 @@ impl Invoker for Started {
         match &self.each {
             Some(each) => {
                 let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
-                for call in calls {
+                for call in calls.iter().filter(|call| call.attempt.lane == Lane::Primary) {
                     each.entry(call.message.id.clone()).or_insert(now);
                 }
             }
@@ -106,6 +134,20 @@ impl Invoker for Started {
             }
         }
         self.inner.invoke(calls).await
+    }
+}
+
+/// For a handler that reads none.
+struct NoState;
+
+#[async_trait]
+impl StateView for NoState {
+    async fn get(&self, _: &str) -> Result<Option<StateEntry>, StateError> {
+        Ok(None)
+    }
+
+    async fn counter(&self, _: &str) -> Result<i64, StateError> {
+        Ok(0)
     }
 }
 
@@ -154,14 +196,31 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     bench.enqueue().await?;
     let reuse = bench.drain(true).await?;
     info!(per_s = reuse.per_second as u64, "drained with reused instances");
+    let quiet = Modes { fresh: bench.quiet(false).await?, reuse: bench.quiet(true).await? };
     let latency_ms = if bench.args.seconds == 0 { None } else { Some(bench.latency().await?) };
+    let mut latency_with_cleanup_ms = None;
+    let mut cleanup = None;
+    if bench.args.cleanup && bench.args.seconds > 0 {
+        let cleaning = tokio::spawn(clean(bench.store.clone()));
+        latency_with_cleanup_ms = Some(bench.latency().await?);
+        cleanup = Some(cleaning.await??);
+    }
+    let mut latency_with_backfill_ms = None;
+    if bench.args.backfill > 0 && bench.args.seconds > 0 {
+        bench.enqueue_many(bench.args.backfill, Priority::BULK).await?;
+        latency_with_backfill_ms = Some(bench.latency().await?);
+    }
     let report = Report {
         storage: bench.storage.kind(),
         messages: bench.args.messages,
         enqueue_per_s: round(enqueue_per_s, 0),
         drain_per_s: Modes { fresh: round(fresh.per_second, 0), reuse: round(reuse.per_second, 0) },
         latency_ms,
-        sandbox_us: Modes { fresh: round(fresh.sandbox_us, 2), reuse: round(reuse.sandbox_us, 2) },
+        latency_with_backfill_ms,
+        latency_with_cleanup_ms,
+        cleanup,
+        sandbox_us: Modes { fresh: round(quiet.fresh, 2), reuse: round(quiet.reuse, 2) },
+        sandbox_in_drain_us: Modes { fresh: round(fresh.sandbox_us, 2), reuse: round(reuse.sandbox_us, 2) },
         round_trips_per_message: round(fresh.round_trips, 5),
         wal_bytes_per_message: fresh.wal_bytes.map(|bytes| round(bytes, 0)),
     };
@@ -187,6 +246,9 @@ fn subscription(args: &Args) -> Result<Subscription> {
         claim_batch: args.claim_batch,
         publish_batch: 1,
         review_unknown_outcome: false,
+        backfill_min_share: 0.0,
+        rate_limit: None,
+        breaker: None,
     })
 }
 
@@ -195,10 +257,15 @@ impl Bench {
         Ok(NewMessage::new(Topic::parse("bench.message")?, vec![b'x'; self.args.payload as usize]))
     }
 
-    /// One producer, committing by hundreds. Messages a second.
+    /// The messages of one drain. Messages a second.
     async fn enqueue(&self) -> Result<f64> {
-        let template = self.message()?;
-        let mut left = self.args.messages as usize;
+        self.enqueue_many(self.args.messages, Priority::NORMAL).await
+    }
+
+    /// One producer, committing by hundreds. Messages a second.
+    async fn enqueue_many(&self, count: u32, priority: Priority) -> Result<f64> {
+        let template = NewMessage { priority, ..self.message()? };
+        let mut left = count as usize;
         let started = Instant::now();
         while left > 0 {
             let size = left.min(ENQUEUE_BATCH);
@@ -207,13 +274,12 @@ impl Bench {
             self.store.enqueue(&batch).await?;
             left -= size;
         }
-        Ok(f64::from(self.args.messages) / started.elapsed().as_secs_f64())
+        Ok(f64::from(count) / started.elapsed().as_secs_f64())
     }
 
-    fn start(&self, reuse: bool, each: bool, sandbox: &tokio::runtime::Runtime) -> Result<(Engine, Arc<Started>)> {
-        let subscription = self.topology.subscriptions[0].clone();
+    fn plugin(&self, reuse: bool) -> Result<Arc<dyn Invoker>> {
         let spec = PluginSpec {
-            name: subscription.name.clone(),
+            name: self.topology.subscriptions[0].name.clone(),
             kind: SubscriptionKind::Handler,
             config: std::collections::BTreeMap::new(),
             grants: Grants::default(),
@@ -221,14 +287,47 @@ impl Bench {
             reuse,
             payload_bytes_max: u64::from(self.topology.payload_bytes_max),
         };
+        Ok(self.host.plugin(&self.component, spec)?)
+    }
+
+    /// Microseconds of the sandbox for a message, with nothing else to do: the mean after a round that warms up.
+    async fn quiet(&self, reuse: bool) -> Result<f64> {
+        let plugin = self.plugin(reuse)?;
+        let NewMessage { id, topic, payload, content_type, .. } = self.message()?;
+        let (key, headers, tenant, priority) = (None, Vec::new(), None, Priority::NORMAL);
+        let message = Message { id, topic, key, priority, payload, content_type, headers, tenant };
+        let attempt = Attempt {
+            number: 1,
+            max: 1,
+            lane: Lane::Primary,
+            timeout: Duration::from_secs(30),
+            maybe_duplicate: false,
+        };
+        let state = Arc::new(NoState);
+        let call = Call { message: Arc::new(message), attempt, state, interrupt: Interrupt::default() };
+        let mut took = Duration::ZERO;
+        for _ in 0..2 {
+            took = Duration::ZERO;
+            for _ in 0..QUIET {
+                for invocation in plugin.invoke(std::slice::from_ref(&call)).await {
+                    ensure!(invocation.result.is_ok(), "the handler failed: {:?}", invocation.result);
+                    took += invocation.used.elapsed;
+                }
+            }
+        }
+        Ok(took.as_secs_f64() * 1e6 / f64::from(QUIET))
+    }
+
+    fn start(&self, reuse: bool, each: bool, sandbox: &tokio::runtime::Runtime) -> Result<(Engine, Arc<Started>)> {
+        let subscription = self.topology.subscriptions[0].clone();
         let started = Arc::new(Started {
-            inner: self.host.plugin(&self.component, spec)?,
+            inner: self.plugin(reuse)?,
             first: Mutex::new(None),
             each: each.then(Mutex::default),
         });
         let binding = Binding { subscription, id: self.id, invoker: started.clone() };
         let options = EngineOptions::new(Name::parse("bench")?);
-        Ok((Engine::start(&self.store, vec![binding], options, sandbox.handle()), started))
+        Ok((Engine::start(&self.store, vec![binding], vec![], options, sandbox.handle()), started))
     }
 
     /// From the first handler's start to the last durable settlement.
@@ -264,7 +363,6 @@ impl Bench {
         // A store of its own, as another process would have.
         let producer = self.storage.open().await?;
         let (engine, started) = self.start(false, true, &sandbox)?;
-        let stats = engine.stats().clone();
         tokio::time::sleep(Duration::from_millis(500)).await;
         // The ranges of both keep it far from the end of the numbers.
         let total = self.args.rate * self.args.seconds;
@@ -278,10 +376,14 @@ impl Bench {
             producer.enqueue(std::slice::from_ref(&message)).await?;
             committed.push((id, Instant::now()));
         }
-        settled(|| stats.snapshot(), u64::from(total)).await?;
+        let each = started.each.as_ref().context("starts were not noted")?;
+        let noted = || each.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let deadline = Instant::now() + STALL;
+        while noted() < committed.len() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         engine.drain().await;
         sandbox.shutdown_background();
-        let each = started.each.as_ref().context("starts were not noted")?;
         let each = each.lock().unwrap_or_else(PoisonError::into_inner);
         // The handler can win the race against the producer's own return: that is no wait.
         let mut waits: Vec<f64> = committed
@@ -294,6 +396,22 @@ impl Bench {
         let at = |part: f64| round(waits[((waits.len() - 1) as f64 * part) as usize], 3);
         Ok(Latency { p50: at(0.50), p99: at(0.99) })
     }
+}
+
+/// Removes all markers, as a cleanup does.
+async fn clean(store: Arc<dyn Store>) -> Result<Cleaned> {
+    let before = store.now().await?;
+    let mut sweep = Sweep::new(Work::Clean { what: Cleanup::Markers, before }, BATCH_SIZE);
+    let began = Instant::now();
+    let mut longest = Duration::ZERO;
+    while sweep.step(&*store).await?.is_some() {
+        longest = longest.max(sweep.last_step());
+    }
+    Ok(Cleaned {
+        deleted: sweep.changed(),
+        seconds: round(began.elapsed().as_secs_f64(), 1),
+        longest_step_ms: round(longest.as_secs_f64() * 1000.0, 1),
+    })
 }
 
 /// Waits until so many messages are settled as processed.

@@ -2,8 +2,11 @@
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use laneway_core::{MessageFilter, MessageId, MessageStatus, Topic};
+use jiff::Timestamp;
+use laneway_core::{Change, Cleanup, MessageFilter, MessageId, MessageStatus, Topic};
+use serde::Serialize;
 
+use super::cleanup;
 use crate::Shared;
 use crate::{config, output};
 
@@ -17,6 +20,23 @@ pub enum Command {
         #[arg(value_parser = MessageId::parse)]
         id: MessageId,
     },
+    /// Take a message back of which no delivery was claimed yet
+    Cancel {
+        /// The message's id
+        #[arg(value_parser = MessageId::parse)]
+        id: MessageId,
+    },
+    /// Move a message in time of which no delivery was claimed yet
+    Reschedule {
+        /// The message's id
+        #[arg(value_parser = MessageId::parse)]
+        id: MessageId,
+        /// When it is due, such as 2026-01-31T08:00Z; one that is past is now
+        #[arg(long, value_name = "TIME")]
+        at: Timestamp,
+    },
+    /// Delete messages that are settled and whose retention is over
+    Cleanup(cleanup::Args),
 }
 
 #[derive(clap::Args)]
@@ -37,9 +57,41 @@ fn parse_status(text: &str) -> Result<MessageStatus, String> {
         .ok_or_else(|| "use pending, processing, processed, failed or unrouted".to_owned())
 }
 
+/// The answer to a change.
+#[derive(Serialize)]
+struct Changed {
+    id: MessageId,
+    result: Change,
+}
+
+/// Says what became of a change. Anything but done ends with an error.
+fn answer(shared: &Shared, id: MessageId, result: Change, done: &str) -> Result<()> {
+    if shared.json {
+        output::json(&Changed { id: id.clone(), result })?;
+    }
+    match result {
+        Change::Done if shared.json => Ok(()),
+        Change::Done => output::line(done),
+        Change::TooLate => bail!("too late: a delivery of message `{id}` was claimed already; nothing is changed"),
+        Change::Unknown => bail!("no message has the id `{id}`"),
+    }
+}
+
 pub async fn run(shared: &Shared, command: Command) -> Result<()> {
+    if let Command::Cleanup(args) = &command {
+        return cleanup::run(shared, Cleanup::Messages, args).await;
+    }
     let store = config::storage(shared.storage.as_ref(), &shared.config)?.open().await?;
     match command {
+        Command::Cleanup(_) => Ok(()),
+        Command::Cancel { id } => {
+            let change = store.cancel(&id).await?;
+            answer(shared, id, change, "Cancelled.")
+        }
+        Command::Reschedule { id, at } => {
+            let change = store.reschedule(&id, at).await?;
+            answer(shared, id, change, "Rescheduled.")
+        }
         Command::List(args) => {
             let filter = MessageFilter { status: args.status, topic: args.topic, limit: args.limit };
             let messages = store.messages(&filter).await?;

@@ -2,10 +2,14 @@
 
 pub mod apply;
 pub mod bench;
+pub mod cleanup;
 pub mod config;
 pub mod dead_letters;
 pub mod enqueue;
+pub mod idempotency;
 pub mod messages;
 pub mod migrate;
+pub mod replay;
 pub mod run;
+pub mod schedules;
 pub mod status;

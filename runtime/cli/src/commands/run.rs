@@ -42,7 +42,10 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         grace: config.grace,
         ..EngineOptions::new(config.node.clone())
     };
-    let engine = Engine::start(&store, bindings, options, sandbox.handle());
+    for what in &config.schedules.turned_off {
+        warn!("cleanup.{} is turned off: its retention is not above zero", what.as_str());
+    }
+    let engine = Engine::start(&store, bindings, config.schedules.all.clone(), options, sandbox.handle());
     let stats = engine.stats().clone();
     info!(storage = config.storage.kind(), topology = topology.revision, "laneway is running");
     let name = signals.next().await;

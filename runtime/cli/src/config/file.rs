@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use laneway_core::{Name, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind, TopicPattern};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use laneway_core::{
+    BreakerPolicy, Name, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind, TopicPattern,
+};
 use laneway_host::{Grants, Limits, PluginSpec};
 use laneway_store::Storage;
 use serde::{Deserialize, Deserializer};
 
+use super::schedules::{CleanupBlock, ScheduleBlock, Schedules};
 use super::{Config, SubscriptionConfig};
 
 /// The commented file with every key: what `laneway config` prints.
@@ -21,6 +25,11 @@ const LEASE_MIN: Duration = Duration::from_millis(100);
 const CONCURRENCY_MAX: u32 = 1024;
 /// Most deliveries that one claim takes.
 const CLAIM_BATCH_MAX: u32 = 4096;
+/// Largest share of the backfill lane: the primary one is to come first.
+const BACKFILL_SHARE_MAX: f64 = 0.9;
+/// Lowest and highest limit of a rate, in messages a second.
+const RATE_MIN: f64 = 0.001;
+const RATE_MAX: f64 = 1_000_000.0;
 /// Most bytes that a payload may have: what the databases' rows and the sandbox can carry with ease.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -37,6 +46,10 @@ pub struct File {
     sandbox: SandboxBlock,
     #[serde(default, rename = "subscription")]
     subscriptions: Vec<SubscriptionBlock>,
+    #[serde(default, rename = "schedule")]
+    schedules: Vec<ScheduleBlock>,
+    #[serde(default)]
+    cleanup: CleanupBlock,
 }
 
 #[derive(Deserialize)]
@@ -122,6 +135,11 @@ struct SubscriptionBlock {
     #[serde(default)]
     unknown_outcome: UnknownOutcome,
     #[serde(default)]
+    backfill_min_share: f64,
+    rate_limit: Option<f64>,
+    #[serde(default)]
+    breaker: BreakerBlock,
+    #[serde(default)]
     reuse: bool,
     #[serde(default)]
     config: BTreeMap<String, String>,
@@ -147,6 +165,20 @@ fn default_publish_batch() -> u32 {
 
 fn default_lease() -> Duration {
     Duration::from_secs(30)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BreakerBlock {
+    failures: u32,
+    #[serde(deserialize_with = "duration")]
+    pause: Duration,
+}
+
+impl Default for BreakerBlock {
+    fn default() -> Self {
+        Self { failures: 0, pause: Duration::from_secs(30) }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -204,7 +236,8 @@ struct PluginLimitsBlock {
     effects_max: Option<usize>,
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+/// Reads a duration that is not negative.
+pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map_err(serde::de::Error::custom)
 }
@@ -213,12 +246,23 @@ fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     duration(deserializer).map(Some)
 }
 
-/// Reads "100ms", "30s", "1h 30m".
+/// Reads a duration of either sign.
+pub fn signed_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SignedDuration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_signed_duration(&text).map_err(serde::de::Error::custom)
+}
+
+/// Reads "100ms", "30s", "1h 30m", "7d".
 fn parse_duration(text: &str) -> Result<Duration> {
-    let signed: jiff::SignedDuration = text
-        .parse()
-        .with_context(|| format!("`{text}` is no duration; write it like \"100ms\", \"30s\" or \"5m\""))?;
+    let signed = parse_signed_duration(text)?;
     Duration::try_from(signed).map_err(|_| anyhow::anyhow!("`{text}` is negative; durations start at 0"))
+}
+
+fn parse_signed_duration(text: &str) -> Result<SignedDuration> {
+    let explain = || format!("`{text}` is no duration; write it like \"100ms\", \"30s\", \"5m\" or \"7d\"");
+    let span: Span = text.parse().with_context(explain)?;
+    // Days of 24 hours: these are lengths, not dates.
+    span.to_duration(SpanRelativeTo::days_are_24_hours()).with_context(explain)
 }
 
 impl File {
@@ -248,6 +292,8 @@ impl File {
                 .with_context(|| format!("subscription `{name}`"))?;
             subscriptions.push(checked);
         }
+        let mut schedules = Schedules::read(self.cleanup, self.schedules, self.limits.payload_bytes_max)?;
+        schedules.check_markers(subscriptions.iter().map(|s| &s.subscription))?;
         Ok(Config {
             storage,
             node: self.node.name.map_or_else(default_node, Ok)?,
@@ -260,6 +306,7 @@ impl File {
             memory_bytes_max: self.sandbox.memory_bytes_max,
             payload_bytes_max: self.limits.payload_bytes_max,
             subscriptions,
+            schedules,
         })
     }
 }
@@ -304,6 +351,24 @@ impl SubscriptionBlock {
             max_elapsed: self.retry.max_elapsed,
         };
         retry.validate().context("retry")?;
+        ensure!(
+            (0.0..=BACKFILL_SHARE_MAX).contains(&self.backfill_min_share),
+            "backfill_min_share is {}; it must lie between 0 and {BACKFILL_SHARE_MAX}",
+            self.backfill_min_share
+        );
+        if let Some(rate) = self.rate_limit {
+            ensure!(
+                (RATE_MIN..=RATE_MAX).contains(&rate),
+                "rate_limit is {rate} messages a second; it must lie between {RATE_MIN} and {RATE_MAX}"
+            );
+        }
+        let breaker = match self.breaker {
+            BreakerBlock { failures: 0, .. } => None,
+            BreakerBlock { failures, pause } => {
+                ensure!(!pause.is_zero(), "breaker.pause is 0; such as \"30s\" is meant");
+                Some(BreakerPolicy { failures, pause })
+            }
+        };
         let defaults = Limits::default();
         let limits = Limits {
             memory_bytes_max: self.limits.memory_bytes_max.unwrap_or(defaults.memory_bytes_max),
@@ -330,6 +395,9 @@ impl SubscriptionBlock {
             claim_batch: self.claim_batch,
             publish_batch: if kind == SubscriptionKind::Handler { 1 } else { self.publish_batch },
             review_unknown_outcome: matches!(self.unknown_outcome, UnknownOutcome::Review),
+            backfill_min_share: self.backfill_min_share,
+            rate_limit: self.rate_limit,
+            breaker,
         };
         let spec = PluginSpec {
             name: self.name,

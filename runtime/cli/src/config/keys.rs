@@ -3,7 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use laneway_core::{Name, Priority, RetryPolicy, RetrySchedule, SubscriptionKind, TopicPattern};
+use jiff::tz::TimeZone;
+use laneway_core::{
+    BreakerPolicy, Cleanup, CleanupPolicy, CronExpression, Header, MessageId, Missed, Name, NewMessage, Priority,
+    RetryPolicy, RetrySchedule, Schedule, ScheduleAction, SubscriptionKind, Topic, TopicPattern,
+};
 
 use super::{Config, REFERENCE, SubscriptionConfig};
 
@@ -14,7 +18,7 @@ const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n
 type Key<T> = (&'static str, &'static str, fn(&mut T));
 
 /// Keys of a subscription, a handler.
-const SUBSCRIPTION: [Key<SubscriptionConfig>; 13] = [
+const SUBSCRIPTION: [Key<SubscriptionConfig>; 16] = [
     ("concurrency", "3", |it| it.subscription.concurrency = 3),
     ("claim_batch", "77", |it| it.subscription.claim_batch = 77),
     ("lease", "\"45s\"", |it| it.subscription.lease = Duration::from_secs(45)),
@@ -22,6 +26,11 @@ const SUBSCRIPTION: [Key<SubscriptionConfig>; 13] = [
     ("lane_threshold", "-50", |it| it.subscription.lane_threshold = Priority::LOW),
     ("idempotent", "false", |it| it.subscription.idempotent = false),
     ("unknown_outcome", "\"review\"", |it| it.subscription.review_unknown_outcome = true),
+    ("backfill_min_share", "0.25", |it| it.subscription.backfill_min_share = 0.25),
+    ("rate_limit", "7.5", |it| it.subscription.rate_limit = Some(7.5)),
+    ("breaker.failures", "4", |it| {
+        it.subscription.breaker = Some(BreakerPolicy { failures: 4, pause: Duration::from_secs(30) });
+    }),
     ("reuse", "true", |it| it.spec.reuse = true),
     ("config", "{ a = \"b\" }", |it| {
         it.spec.config.insert("a".to_owned(), "b".to_owned());
@@ -59,6 +68,94 @@ const NODE: [Key<Config>; 8] = [
     ("sandbox.memory_bytes_max", "6_000_000", |it| it.memory_bytes_max = 6_000_000),
     ("limits.payload_bytes_max", "7", |it| it.payload_bytes_max = 7),
 ];
+
+const SCHEDULED: &str = "[[schedule]]\nname = \"s\"\ncron = \"@daily\"\ntopic = \"t\"\n";
+
+/// Keys of a schedule that have a default.
+const SCHEDULE: [Key<Schedule>; 8] = [
+    ("time_zone", "\"Asia/Tokyo\"", |it| it.zone = TimeZone::get("Asia/Tokyo").unwrap()),
+    ("missed", "\"all\"", |it| it.missed = Missed::All),
+    ("payload", "\"[1]\"", |it| message(it).payload = "[1]".into()),
+    ("content_type", "\"text/plain\"", |it| message(it).content_type = "text/plain".to_owned()),
+    ("key", "\"k\"", |it| message(it).key = Some("k".to_owned())),
+    ("tenant", "\"a\"", |it| message(it).tenant = Some("a".to_owned())),
+    ("priority", "-50", |it| message(it).priority = Priority::LOW),
+    ("headers", "{ a = \"b\" }", |it| {
+        message(it).headers = vec![Header { name: "a".to_owned(), value: "b".to_owned() }];
+    }),
+];
+
+fn message(it: &mut Schedule) -> &mut NewMessage {
+    match &mut it.action {
+        ScheduleAction::Enqueue(message) => message,
+        ScheduleAction::Clean(policy) => panic!("{policy:?} enqueues nothing"),
+    }
+}
+
+/// Keys of a cleanup.
+const CLEANUP: [Key<Schedule>; 5] = [
+    ("schedule", "\"@hourly\"", |it| it.cron = CronExpression::parse("@hourly").unwrap()),
+    ("time_zone", "\"Asia/Tokyo\"", |it| it.zone = TimeZone::get("Asia/Tokyo").unwrap()),
+    ("retention", "\"8d\"", |it| policy(it).retention = Duration::from_secs(8 * 86_400)),
+    ("batch_size", "6", |it| policy(it).batch_size = 6),
+    ("budget", "\"7m\"", |it| policy(it).budget = Duration::from_secs(420)),
+];
+
+fn policy(it: &mut Schedule) -> &mut CleanupPolicy {
+    match &mut it.action {
+        ScheduleAction::Clean(policy) => policy,
+        ScheduleAction::Enqueue(message) => panic!("{message:?} cleans nothing"),
+    }
+}
+
+/// The schedule of a name. A message's id, drawn anew each time, is left out.
+fn schedule(text: &str, name: &str) -> Schedule {
+    let mut found = config(text).schedules.all.into_iter().find(|it| it.name.as_str() == name).expect("declared");
+    if let ScheduleAction::Enqueue(message) = &mut found.action {
+        message.id = MessageId::parse("any").unwrap();
+    }
+    found
+}
+
+#[test]
+fn each_key_of_a_schedule_changes_its_own_value() {
+    for (key, value, change) in SCHEDULE {
+        let mut wanted = schedule(SCHEDULED, "s");
+        let before = wanted.clone();
+        change(&mut wanted);
+        assert_ne!(wanted, before, "{key} = {value} is the default");
+        assert_eq!(schedule(&format!("{SCHEDULED}{key} = {value}"), "s"), wanted, "{key}");
+    }
+    let mut other = schedule(&SCHEDULED.replace("\"@daily\"", "\"@hourly\"").replace("\"t\"", "\"u\""), "s");
+    assert_eq!(other.cron.as_str(), "@hourly");
+    assert_eq!(message(&mut other).topic, Topic::parse("u").unwrap());
+    let missed = |value: &str| schedule(&format!("{SCHEDULED}missed = \"{value}\""), "s").missed;
+    assert_eq!(["skip", "one", "all"].map(missed), [Missed::Skip, Missed::One, Missed::All]);
+}
+
+#[test]
+fn each_key_of_a_cleanup_changes_its_own_value() {
+    // Dead letters are kept, unless they have a retention; and no longer than markers.
+    let base = "[cleanup.dead_letters]\nretention = \"1d\"\n";
+    for what in Cleanup::ALL {
+        let name = format!("cleanup.{}", what.as_str());
+        for (key, value, change) in CLEANUP {
+            if what == Cleanup::DeadLetters && key == "retention" {
+                continue;
+            }
+            let mut wanted = schedule(base, &name);
+            assert_eq!(policy(&mut wanted).what, what);
+            let before = wanted.clone();
+            change(&mut wanted);
+            assert_ne!(wanted, before, "{key} = {value} is the default");
+            let text = match what {
+                Cleanup::DeadLetters => format!("{base}{key} = {value}"),
+                _ => format!("{base}[{name}]\n{key} = {value}"),
+            };
+            assert_eq!(schedule(&text, &name), wanted, "{name}.{key}");
+        }
+    }
+}
 
 fn config(text: &str) -> Config {
     Config::parse(text, Path::new("/etc/laneway"), None).unwrap_or_else(|error| panic!("{text}: {error:#}"))
@@ -111,6 +208,14 @@ fn some_keys_mean_something_else_to_a_publisher() {
     assert_eq!((batches(HANDLER), batches(PUBLISHER)), ([1, 1], [1, 9]), "a handler takes one message at a time");
     let marked = |plugin: &str| ["", "idempotent = true"].map(|key| of(plugin, key).idempotent);
     assert_eq!((marked(HANDLER), marked(PUBLISHER)), ([true, true], [false, true]));
+}
+
+#[test]
+fn a_breakers_pause_is_its_own_and_without_failures_there_is_no_breaker() {
+    let of = |keys: &str| subscription(&format!("{HANDLER}breaker = {{ {keys} }}")).subscription.breaker;
+    assert_eq!(of("pause = \"7s\""), None);
+    let pause = Duration::from_secs(7);
+    assert_eq!(of("failures = 2, pause = \"7s\""), Some(BreakerPolicy { failures: 2, pause }));
 }
 
 #[test]
@@ -183,8 +288,14 @@ fn no_key_of_the_reference_is_without_a_test() {
     let mut tested = of("", &["storage.url"]);
     tested.extend(of("", &NODE.map(|(key, ..)| key)));
     tested.extend(of("subscription.", &["name", "topic", "handler", "publisher", "publish_batch"]));
+    tested.extend(of("subscription.", &["breaker.pause"]));
     tested.extend(of("subscription.", &SUBSCRIPTION.map(|(key, ..)| key)));
     tested.extend(of("subscription.retry.", &RETRY.map(|(key, ..)| key)));
+    tested.extend(of("schedule.", &["name", "cron", "topic"]));
+    tested.extend(of("schedule.", &SCHEDULE.map(|(key, ..)| key)));
+    for what in Cleanup::ALL {
+        tested.extend(of(&format!("cleanup.{}.", what.as_str()), &CLEANUP.map(|(key, ..)| key)));
+    }
     let missing: Vec<_> = keys.iter().filter(|key| !tested.contains(key)).collect();
     assert!(keys.len() > 30 && missing.is_empty(), "{missing:?} of {keys:?}");
 }

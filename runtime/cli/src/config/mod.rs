@@ -3,6 +3,7 @@
 mod file;
 #[cfg(test)]
 mod keys;
+pub mod schedules;
 mod suggest;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ pub struct Config {
     pub payload_bytes_max: u32,
     /// The subscriptions with their plugins.
     pub subscriptions: Vec<SubscriptionConfig>,
+    /// What is done at which times.
+    pub schedules: schedules::Schedules,
 }
 
 /// A subscription with the plugin that it runs.

@@ -4,9 +4,14 @@
 //! progress; claims step over them.
 
 mod claim;
+mod cleanup;
 mod connection;
+mod dead_letters;
 mod enqueue;
 mod lease;
+mod maintain;
+mod replay;
+mod schedule;
 mod schema;
 mod settle;
 mod socket;
@@ -170,8 +175,8 @@ impl Store for PostgresStore {
         view::dead_letters(self.database(), filter).await.map_err(classify)
     }
 
-    async fn heartbeat(&self, name: &Name) -> Result<(), StoreError> {
-        view::heartbeat(self.database(), name).await.map_err(classify)
+    async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
+        view::heartbeat(self.database(), name, alive_for).await.map_err(classify)
     }
 
     fn round_trips(&self) -> u64 {

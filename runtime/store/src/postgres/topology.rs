@@ -80,6 +80,7 @@ pub(super) async fn apply(database: &Database, topology: &Topology) -> Outcome<A
     applied.ok_or(sqlx::Error::RowNotFound)
 }
 
+/// A trigger refuses the name of a consumer, whose markers the subscription would take for its own.
 async fn put(session: &mut impl Session, subscription: &Subscription) -> Outcome<()> {
     let query = "-- topology.put
         INSERT INTO laneway.subscription
@@ -106,7 +107,7 @@ fn is_exact(pattern: &TopicPattern) -> bool {
 }
 
 /// The pattern as a regular expression. Literals hold nothing that one would have to escape: A-Z a-z 0-9 _ -.
-fn topic_regex(pattern: &TopicPattern) -> String {
+pub(super) fn topic_regex(pattern: &TopicPattern) -> String {
     let segments: Vec<&str> = pattern
         .segments()
         .iter()

@@ -1,6 +1,7 @@
 //! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
@@ -11,7 +12,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Row as _};
 
 use super::PostgresOptions;
-use super::connection::{Database, Instant, Outcome, Session, classify, connect, count, unreadable};
+use super::connection::{Database, Instant, Outcome, Session, classify, connect, count, microseconds, unreadable};
+use super::dead_letters::{bind_selection, selected};
 
 fn timestamp(row: &PgRow, column: usize) -> Outcome<Timestamp> {
     row.try_get::<Instant, _>(column)?.timestamp()
@@ -46,7 +48,7 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
     let query = "-- view.subscriptions
         SELECT s.id, s.name, s.pattern, s.kind, s.active,
             (SELECT count(*) FROM laneway.dead_letter f WHERE f.subscription_id = s.id)
-        FROM laneway.subscription s ORDER BY s.name";
+        FROM laneway.subscription s WHERE s.kind <> 'consumer' ORDER BY s.name";
     let subscriptions = session
         .all(sqlx::query(query))
         .await?
@@ -293,20 +295,19 @@ fn printable(bytes: &[u8]) -> String {
 /// Lists dead letters, newest first.
 pub(super) async fn dead_letters(database: &Database, filter: &DeadLetterFilter) -> Outcome<Vec<DeadLetterView>> {
     // A dead letter whose message was deleted can be neither explained nor replayed, and is not listed.
-    let query = "-- view.dead_letters
+    let query = concat!(
+        "-- view.dead_letters
         SELECT f.id, f.message_id, m.topic, s.name, f.lane, f.priority, f.reason, f.error, f.attempts,
             f.first_attempt_at, f.failed_at, f.plugin
         FROM laneway.dead_letter f
         JOIN laneway.subscription s ON s.id = f.subscription_id
         JOIN laneway.message m ON m.seq = f.message_seq
-        WHERE ($1::text IS NULL OR f.subscription_id = (SELECT id FROM laneway.subscription WHERE name = $1))
-            AND ($2::text IS NULL OR m.topic = $2) AND ($3::text IS NULL OR f.reason = $3)
-        ORDER BY f.id DESC LIMIT $4";
-    let statement = sqlx::query(query)
-        .bind(filter.subscription.as_ref().map(Name::as_str))
-        .bind(filter.topic.as_ref().map(Topic::as_str))
-        .bind(filter.reason.as_deref())
-        .bind(i64::from(filter.limit));
+        WHERE ",
+        selected!(),
+        "
+        ORDER BY f.id DESC LIMIT $7"
+    );
+    let statement = bind_selection(sqlx::query(query), &filter.selection).bind(i64::from(filter.limit));
     database
         .connection()
         .await?
@@ -333,12 +334,18 @@ pub(super) async fn dead_letters(database: &Database, filter: &DeadLetterFilter)
         .collect()
 }
 
-/// Notes that a node is alive.
-pub(super) async fn heartbeat(database: &Database, node: &Name) -> Outcome<()> {
+/// Notes that a node is alive. Answers how many were lately, this one included.
+pub(super) async fn heartbeat(database: &Database, node: &Name, alive_for: Duration) -> Outcome<u32> {
     let query = "-- view.heartbeat
-        INSERT INTO laneway.node (name, seen_at) VALUES ($1, now())
-        ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at";
-    database.connection().await?.execute(sqlx::query(query).bind(node.as_str())).await
+        WITH beat AS (
+            INSERT INTO laneway.node (name, seen_at) VALUES ($1, now())
+            ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
+        )
+        SELECT count(*) + 1 FROM laneway.node
+        WHERE name <> $1 AND seen_at > now() - $2::bigint * interval '1 microsecond'";
+    let statement = sqlx::query(query).bind(node.as_str()).bind(microseconds(alive_for));
+    let row = database.connection().await?.one(statement).await?;
+    Ok(u32::try_from(count(&row, 0)?).unwrap_or(u32::MAX))
 }
 
 /// Position in the server's write-ahead log, in bytes from its beginning. What was written between two readings is

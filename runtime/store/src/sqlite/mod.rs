@@ -4,9 +4,14 @@
 //! its page cache stays warm. A few connections read, and one watches for commits of other processes.
 
 mod claim;
+mod cleanup;
 mod connection;
+mod dead_letters;
 mod enqueue;
 mod lease;
+mod maintain;
+mod replay;
+mod schedule;
 mod schema;
 mod settle;
 mod state;
@@ -175,8 +180,8 @@ impl Store for SqliteStore {
         view::dead_letters(&mut self.connections().reader().await?, filter).await
     }
 
-    async fn heartbeat(&self, name: &Name) -> Result<(), StoreError> {
-        view::heartbeat(self.connections(), name).await
+    async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
+        view::heartbeat(self.connections(), name, alive_for).await
     }
 
     fn round_trips(&self) -> u64 {

@@ -29,6 +29,9 @@ fn subscription(name: &str, pattern: &str) -> Subscription {
         claim_batch: 100,
         publish_batch: 1,
         review_unknown_outcome: false,
+        backfill_min_share: 0.0,
+        rate_limit: None,
+        breaker: None,
     }
 }
 

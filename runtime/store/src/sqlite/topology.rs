@@ -103,12 +103,13 @@ pub(super) async fn apply(connections: &Connections, topology: &Topology) -> Res
     applied.ok_or_else(|| classify(sqlx::Error::RowNotFound))
 }
 
+/// Refuses the name of a consumer, whose markers the subscription would take for its own.
 async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Result<(), StoreError> {
     let form = PatternForm::of(&subscription.pattern)?;
     let query = "-- topology.put
         UPDATE laneway_subscription SET pattern = ?2, kind = ?3, topic_glob = ?4, dots_min = ?5, dots_max = ?6,
             literals = ?7, lane_threshold = ?8, active = 1, policies = ?9
-        WHERE name = ?1";
+        WHERE name = ?1 AND kind <> 'consumer'";
     let changed = transaction.execute(bound(query, subscription, &form)?).await?.rows_affected();
     if changed > 0 {
         return Ok(());
@@ -117,8 +118,15 @@ async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Resu
     let query = "-- topology.add
         INSERT INTO laneway_subscription
             (name, pattern, kind, topic_glob, dots_min, dots_max, literals, lane_threshold, active, policies)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 1, ?9)";
-    transaction.execute(bound(query, subscription, &form)?).await.map(drop)
+        SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 1, ?9
+        WHERE NOT EXISTS (SELECT 1 FROM laneway_subscription s WHERE s.name = ?1)";
+    match transaction.execute(bound(query, subscription, &form)?).await?.rows_affected() {
+        0 => Err(StoreError::Refused(format!(
+            "`{}` is the name of a consumer, which keeps markers here; give the subscription another name",
+            subscription.name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn bound<'q>(
@@ -158,15 +166,15 @@ async fn limit_payloads(transaction: &mut Transaction, bytes_max: u32) -> Result
 
 /// A pattern as the columns that the trigger compares.
 #[derive(Debug)]
-struct PatternForm {
-    topic_glob: Option<String>,
-    dots_min: i64,
-    dots_max: i64,
-    literals: Option<String>,
+pub(super) struct PatternForm {
+    pub(super) topic_glob: Option<String>,
+    pub(super) dots_min: i64,
+    pub(super) dots_max: i64,
+    pub(super) literals: Option<String>,
 }
 
 impl PatternForm {
-    fn of(pattern: &TopicPattern) -> Result<Self, StoreError> {
+    pub(super) fn of(pattern: &TopicPattern) -> Result<Self, StoreError> {
         let segments = pattern.segments();
         let dots = i64::try_from(segments.len()).unwrap_or(DOTS_UNBOUNDED) - 1;
         let open = segments.last() == Some(&Segment::Rest);

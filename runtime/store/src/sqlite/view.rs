@@ -1,6 +1,7 @@
 //! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
@@ -10,7 +11,8 @@ use laneway_core::{
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::connection::{Connections, Reader, now_ms};
+use super::connection::{Connections, Reader, millis, now_ms};
+use super::dead_letters::{bind_selection, selected};
 use super::writer::{Durability, Script};
 
 type Decoded<T> = Result<T, sqlx::Error>;
@@ -49,7 +51,7 @@ pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
     let query = "-- view.subscriptions
         SELECT s.id, s.name, s.pattern, s.kind, s.active,
             (SELECT count(*) FROM laneway_dead_letter f WHERE f.subscription_id = s.id)
-        FROM laneway_subscription s ORDER BY s.name";
+        FROM laneway_subscription s WHERE s.kind <> 'consumer' ORDER BY s.name";
     let subscriptions = reader
         .all(sqlx::query(query), |row| {
             Ok(SubscriptionStatus {
@@ -253,19 +255,19 @@ pub(super) async fn dead_letters(
     filter: &DeadLetterFilter,
 ) -> Result<Vec<DeadLetterView>, StoreError> {
     // A dead letter whose message was deleted can be neither explained nor replayed, and is not listed.
-    let query = "-- view.dead_letters
+    let query = concat!(
+        "-- view.dead_letters
         SELECT f.id, f.message_id, m.topic, s.name, f.lane, f.priority, f.reason, f.error, f.attempts,
             f.first_attempt_at, f.failed_at, f.plugin
         FROM laneway_dead_letter f
         JOIN laneway_subscription s ON s.id = f.subscription_id
         JOIN laneway_message m ON m.seq = f.message_seq
-        WHERE (?1 IS NULL OR s.name = ?1) AND (?2 IS NULL OR m.topic = ?2) AND (?3 IS NULL OR f.reason = ?3)
-        ORDER BY f.id DESC LIMIT ?4 + 0";
-    let statement = sqlx::query(query)
-        .bind(filter.subscription.as_ref().map(Name::as_str))
-        .bind(filter.topic.as_ref().map(Topic::as_str))
-        .bind(filter.reason.as_deref())
-        .bind(filter.limit);
+        WHERE ",
+        selected!(),
+        "
+        ORDER BY f.id DESC LIMIT ?11 + 0"
+    );
+    let statement = bind_selection(sqlx::query(query), &filter.selection)?.bind(filter.limit);
     reader
         .all(statement, |row| {
             Ok(DeadLetterView {
@@ -286,8 +288,12 @@ pub(super) async fn dead_letters(
         .await
 }
 
-/// Notes that a node is alive.
-pub(super) async fn heartbeat(connections: &Connections, node: &Name) -> Result<(), StoreError> {
+/// Notes that a node is alive. Answers how many were lately, this one included.
+pub(super) async fn heartbeat(
+    connections: &Connections,
+    node: &Name,
+    alive_for: Duration,
+) -> Result<u32, StoreError> {
     let mut script = Script::new();
     script.step(concat!(
         "-- view.heartbeat
@@ -297,5 +303,14 @@ pub(super) async fn heartbeat(connections: &Connections, node: &Name) -> Result<
         ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"
     ));
     script.bind(node.as_str())?;
-    connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
+    script.step(concat!("-- view.alive\nSELECT count(*) FROM laneway_node WHERE seen_at > ", now_ms!(), " - ?"));
+    script.bind(millis(alive_for))?;
+    let mut alive = 1;
+    connections
+        .run(Durability::Buffered, script, |row| {
+            alive = row.try_get(0)?;
+            Ok(())
+        })
+        .await?;
+    Ok(alive)
 }

@@ -184,6 +184,12 @@ impl Transaction {
         self.writer.as_deref_mut().ok_or_else(|| StoreError::Other("transaction has ended".to_owned()))
     }
 
+    /// The connection, for statements of others.
+    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        self.count();
+        Ok(&mut self.writer()?.connection)
+    }
+
     fn count(&self) {
         self.round_trips.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,0 +1,107 @@
+//! Messages of the outbox, delivered once more.
+
+use laneway_core::{Replay, Step, StoreError};
+use sqlx::Row as _;
+
+use super::connection::{Database, Session, Statement, classify, count};
+use super::topology::topic_regex;
+
+/// The condition that message `m` is to be delivered once more to subscription `s`. The replay is bound first.
+macro_rules! replayed {
+    () => {
+        "m.topic ~ s.topic_regex AND ($2::text IS NULL OR m.topic ~ $2)
+            AND m.created_at >= coalesce($3::timestamptz, '-infinity') AND m.created_at < $4::timestamptz
+            AND ($5 OR NOT EXISTS (SELECT FROM laneway.marker k
+                WHERE k.subscription_id = s.id AND k.message_id = m.id))
+            AND NOT EXISTS (SELECT FROM laneway.delivery d
+                WHERE d.message_seq = m.seq AND d.subscription_id = s.id)
+            AND NOT EXISTS (SELECT FROM laneway.dead_letter f
+                WHERE f.message_seq = m.seq AND f.subscription_id = s.id)
+            AND NOT EXISTS (SELECT FROM laneway.lease l
+                WHERE l.subscription_id = s.id AND m.seq BETWEEN l.message_seq_min AND l.message_seq_max
+                    AND get_bit(l.open, array_position(l.message_seqs, m.seq) - 1) = 1)"
+    };
+}
+
+fn bind_replay<'q>(statement: Statement<'q>, replay: &'q Replay) -> Statement<'q> {
+    statement
+        .bind(replay.subscription.as_str())
+        .bind(replay.topic.as_ref().map(topic_regex))
+        .bind(replay.since.map(|time| time.to_string()))
+        .bind(replay.until.to_string())
+        .bind(replay.force)
+}
+
+fn no_subscription(replay: &Replay) -> StoreError {
+    StoreError::Refused(format!("no active subscription is named `{}`", replay.subscription))
+}
+
+pub(super) async fn replay(
+    database: &Database,
+    replay: &Replay,
+    from: i64,
+    limit: u32,
+) -> Result<Step, StoreError> {
+    let query = concat!(
+        "-- maintain.replay
+        WITH part AS MATERIALIZED (
+            SELECT m.seq FROM laneway.message m WHERE m.seq > $6 ORDER BY m.seq LIMIT $7
+        ), chosen AS MATERIALIZED (
+            SELECT m.seq, m.id, s.id AS subscription_id
+            FROM laneway.subscription s CROSS JOIN part p JOIN laneway.message m ON m.seq = p.seq
+            WHERE s.name = $1 AND s.active AND ",
+        replayed!(),
+        "
+            FOR KEY SHARE OF m
+        ), forgotten AS (
+            DELETE FROM laneway.marker k USING chosen c
+            WHERE k.subscription_id = c.subscription_id AND k.message_id = c.id
+        ), routed AS (
+            DELETE FROM laneway.unrouted u USING chosen c WHERE u.message_seq = c.seq
+        ), owed AS (
+            INSERT INTO laneway.delivery (message_seq, available_at, subscription_id, priority, lane)
+            SELECT c.seq, now(), c.subscription_id, $8, 1 FROM chosen c
+            ON CONFLICT (message_seq, subscription_id) DO NOTHING
+            RETURNING message_seq
+        ), noted AS (
+            INSERT INTO laneway.audit (action, detail)
+            SELECT 'messages.replay', jsonb_build_object('replay', $9::text::jsonb, 'count', count(*),
+                'first', min(o.message_seq), 'last', max(o.message_seq))
+            FROM owed o HAVING count(*) > 0
+        )
+        SELECT (SELECT count(*) FROM owed), count(*), max(p.seq),
+            (SELECT pg_notify('laneway', max(c.subscription_id)::text) FROM chosen c HAVING count(*) > 0),
+            EXISTS (SELECT FROM laneway.subscription s WHERE s.name = $1 AND s.active)
+        FROM part p"
+    );
+    let detail = serde_json::to_string(replay).map_err(|error| StoreError::Other(error.to_string()))?;
+    let statement = bind_replay(sqlx::query(query), replay)
+        .bind(from)
+        .bind(i64::from(limit))
+        .bind(replay.priority.0)
+        .bind(detail);
+    let stepped = async {
+        let row = database.connection().await?.one(statement).await?;
+        let more = count(&row, 1)? >= u64::from(limit);
+        let step = Step { changed: count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more) };
+        Ok((step, row.try_get::<bool, _>(4)?))
+    };
+    match stepped.await.map_err(classify)? {
+        (step, true) => Ok(step),
+        (_, false) => Err(no_subscription(replay)),
+    }
+}
+
+pub(super) async fn replayable(database: &Database, replay: &Replay) -> Result<u64, StoreError> {
+    let query = concat!(
+        "-- maintain.replayable
+        SELECT (SELECT count(*) FROM laneway.message m WHERE ",
+        replayed!(),
+        ") FROM laneway.subscription s WHERE s.name = $1 AND s.active"
+    );
+    let counted = async {
+        let row = database.connection().await?.optional(bind_replay(sqlx::query(query), replay)).await?;
+        row.map(|row| count(&row, 0)).transpose()
+    };
+    counted.await.map_err(classify)?.ok_or_else(|| no_subscription(replay))
+}

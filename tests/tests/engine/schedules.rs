@@ -1,0 +1,134 @@
+//! Behaviours 43 and 47: schedules while the database fails, and of two nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use laneway_core::{
+    Cleanup, CleanupPolicy, CronExpression, Effects, Missed, Name, NewMessage, Schedule, ScheduleAction, Store,
+    Topic,
+};
+use laneway_engine::{Engine, Sweep, Work};
+use laneway_testing::faults::{Fault, FaultyStore, Operation};
+use tokio::runtime::Handle;
+
+use crate::rig::{Rig, comes, options, play, subscription};
+
+fn every_second(action: ScheduleAction) -> Schedule {
+    Schedule {
+        name: name(),
+        cron: CronExpression::parse("* * * * * *").unwrap(),
+        zone: TimeZone::UTC,
+        missed: Missed::One,
+        action,
+    }
+}
+
+fn name() -> Name {
+    Name::parse("each-second").unwrap()
+}
+
+fn cleanup() -> Schedule {
+    let policy = CleanupPolicy {
+        what: Cleanup::Markers,
+        retention: Duration::from_millis(1),
+        batch_size: 100,
+        budget: Duration::from_secs(10),
+    };
+    every_second(ScheduleAction::Clean(policy))
+}
+
+fn start(store: &Arc<dyn Store>, schedule: Schedule) -> Engine {
+    Engine::start(store, vec![], vec![schedule], options(), &Handle::current())
+}
+
+#[tokio::test]
+async fn a_failing_cleanup_is_noted_and_does_not_stop_the_schedule() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
+    faulty.script(Operation::Clean, Fault::Broken);
+    let store: Arc<dyn Store> = faulty.clone();
+    let engine = start(&store, cleanup());
+    let went_on = comes(async || rig.store.schedule_runs(&name(), 10).await.unwrap().len() >= 3).await;
+    assert!(went_on, "the schedule stands still");
+    engine.drain().await;
+    let mut runs = rig.store.schedule_runs(&name(), 10).await.unwrap();
+    runs.reverse();
+    assert_eq!(runs[0].outcome.as_deref(), Some("failed"));
+    assert!(runs[0].detail.as_deref().is_some_and(|detail| detail.contains("injected")), "{runs:?}");
+    assert_eq!(runs[1].outcome.as_deref(), Some("done"));
+}
+
+#[tokio::test]
+async fn an_outage_delays_a_run_and_its_note_and_loses_neither() {
+    for (operation, fault) in [
+        (Operation::BeginRun, Fault::Before),
+        (Operation::BeginRun, Fault::After),
+        (Operation::Clean, Fault::After),
+        (Operation::EndRun, Fault::Before),
+        (Operation::EndRun, Fault::After),
+    ] {
+        let rig = Rig::new(&[subscription("s")]).await;
+        let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
+        faulty.script(operation, fault);
+        let store: Arc<dyn Store> = faulty.clone();
+        let engine = start(&store, cleanup());
+        let noted = async || {
+            let runs = rig.store.schedule_runs(&name(), 1000).await.unwrap();
+            runs.last().is_some_and(|run| run.outcome.as_deref() == Some("done"))
+        };
+        assert!(comes(noted).await, "{operation:?} {fault:?}: {:?}", rig.store.schedule_runs(&name(), 10).await);
+        assert_eq!(faulty.injected(), 1);
+        engine.drain().await;
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_written_once_whatever_becomes_of_the_answer() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
+    faulty.script(Operation::BeginRun, Fault::After);
+    faulty.script(Operation::BeginRun, Fault::Before);
+    let store: Arc<dyn Store> = faulty.clone();
+    let topic = Topic::parse("work.item").unwrap();
+    let engine = start(&store, every_second(ScheduleAction::Enqueue(NewMessage::new(topic, "{}"))));
+    assert!(comes(async || rig.store.schedule_runs(&name(), 10).await.unwrap().len() >= 3).await);
+    engine.drain().await;
+    let runs = rig.store.schedule_runs(&name(), 100).await.unwrap();
+    assert!(runs.iter().all(|run| run.outcome.as_deref() == Some("done")), "{runs:?}");
+    assert_eq!(rig.store.status().await.unwrap().messages, runs.len() as u64);
+}
+
+#[tokio::test]
+async fn of_two_nodes_one_runs_a_cleanups_time() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    let engines = [start(&rig.store, cleanup()), start(&rig.other_store().await, cleanup())];
+    assert!(comes(async || rig.store.schedule_runs(&name(), 10).await.unwrap().len() >= 4).await);
+    for engine in engines {
+        engine.drain().await;
+    }
+    let runs = rig.store.schedule_runs(&name(), 100).await.unwrap();
+    assert!(runs.iter().all(|run| run.outcome.as_deref() == Some("done")), "{runs:?}");
+    let mut times: Vec<_> = runs.iter().map(|run| run.fire_at).collect();
+    times.dedup();
+    assert_eq!(times.len(), runs.len());
+}
+
+#[tokio::test]
+async fn a_sweep_goes_on_where_an_error_stopped_it() {
+    let rig = Rig::new(&[subscription("s")]).await;
+    rig.enqueue(500).await;
+    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
+    rig.wait_until_empty().await;
+    running.engine.drain().await;
+    let faulty = FaultyStore::new(rig.store.clone());
+    let before = rig.store.now().await.unwrap() + Duration::from_secs(1);
+    let mut sweep = Sweep::new(Work::Clean { what: Cleanup::Messages, before }, 100);
+    assert_eq!(sweep.step(&faulty).await.unwrap(), Some(100));
+    faulty.script(Operation::Clean, Fault::Before);
+    faulty.script(Operation::Clean, Fault::After);
+    assert!(sweep.step(&faulty).await.is_err() && sweep.step(&faulty).await.is_err());
+    while sweep.step(&faulty).await.unwrap().is_some() {}
+    assert_eq!(rig.store.status().await.unwrap().messages, 0);
+    assert_eq!(sweep.changed(), 400, "the answer to one step was lost, its work was not");
+}
