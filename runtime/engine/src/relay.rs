@@ -12,7 +12,7 @@ use crate::active::Active;
 use crate::lanes::Item;
 use crate::options::EngineOptions;
 use crate::settler::{Outcome, Settler};
-use crate::slot::settlement;
+use crate::slot::{hand_back, settlement};
 use crate::stats::Stats;
 
 /// First and longest wait after a claim that failed.
@@ -166,6 +166,10 @@ impl Relay {
             // The node began to drain while the claim was under way: hand it back.
             let release = settlement(work, &item, laneway_core::Verdict::RELEASE);
             self.settler.push(Outcome::new(work, item, release, None));
+        }
+        // A pause that began while the claim was under way has not seen these.
+        if let Some(pause) = work.paused_for() {
+            hand_back(work, &self.settler, pause);
         }
         Ok(true)
     }

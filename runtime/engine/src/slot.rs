@@ -150,10 +150,7 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
     }
     if let Some(pause) = ruling.pause.max(opened) {
         work.pause(pause);
-        for item in work.lanes.take_all() {
-            let settlement = settlement(work, &item, release_after(pause));
-            settler.push(Outcome::new(work, item, settlement, None));
-        }
+        hand_back(work, settler, pause);
     }
     let mut settlement = settlement(work, &item, ruling.verdict);
     settlement.adds = effects
@@ -216,7 +213,10 @@ pub(crate) fn settlement(work: &Active, item: &Item, verdict: Verdict) -> Settle
     }
 }
 
-/// A verdict that hands a delivery back after a pause, uncounted.
-fn release_after(pause: Duration) -> Verdict {
-    Verdict::Retry { delay: pause, counted: false, error: None }
+/// Hands back what waits for a slot, for after the pause, uncounted.
+pub(crate) fn hand_back(work: &Arc<Active>, settler: &Settler, pause: Duration) {
+    for item in work.lanes.take_all() {
+        let release = settlement(work, &item, Verdict::Retry { delay: pause, counted: false, error: None });
+        settler.push(Outcome::new(work, item, release, None));
+    }
 }

@@ -71,7 +71,7 @@ fn libfaketime() -> Option<PathBuf> {
 /// Nodes with clocks of their own on one database.
 struct Cluster {
     folder: Folder,
-    library: PathBuf,
+    shifter: PathBuf,
     url: String,
 }
 
@@ -85,7 +85,7 @@ impl Cluster {
     /// A command that takes `shift` for the time of day. Its timers go on as they are.
     fn command(&self, shift: &str, arguments: &[&str]) -> Command {
         let mut command = self.folder.command(&[&["--storage", self.url.as_str()], arguments].concat());
-        command.env("LD_PRELOAD", &self.library).env("FAKETIME", shift).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        command.env("LD_PRELOAD", &self.shifter).env("FAKETIME", shift).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         command
     }
 
@@ -170,7 +170,7 @@ async fn nodes_whose_clocks_are_an_hour_off_change_nothing() {
     let Some(database) = test_database().unwrap() else {
         return skip(test, "no PostgreSQL server on this machine");
     };
-    let cluster = Cluster { folder: Folder::new(), library, url: database.url.clone() };
+    let cluster = Cluster { folder: Folder::new(), shifter: library, url: database.url.clone() };
     cluster.folder.configure(CONFIG);
     fs::copy(laneway_tests::plugin("hostile"), cluster.folder.path().join("hostile.wasm")).unwrap();
     cluster.folder.ok(&["--storage", &cluster.url, "migrate"]);

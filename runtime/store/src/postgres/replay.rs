@@ -55,7 +55,7 @@ pub(super) async fn replay(
             FOR KEY SHARE OF m
         ), forgotten AS (
             DELETE FROM laneway.marker k USING chosen c
-            WHERE k.subscription_id = c.subscription_id AND k.message_id = c.id
+            WHERE $5 AND k.subscription_id = c.subscription_id AND k.message_id = c.id
         ), routed AS (
             DELETE FROM laneway.unrouted u USING chosen c WHERE u.message_seq = c.seq
         ), owed AS (
@@ -81,7 +81,14 @@ pub(super) async fn replay(
         .bind(replay.priority.0)
         .bind(detail);
     let stepped = async {
-        let row = database.connection().await?.one(statement).await?;
+        let mut transaction = database.begin().await?;
+        // One replay after the other, each with a snapshot of its own: of two at once, the later could owe a message again
+        // that the earlier has owed and a claim has taken into work.
+        let lock = "-- replay.lock
+            SELECT pg_advisory_xact_lock(hashtextextended('laneway.replay', 0))";
+        transaction.execute(sqlx::query(lock)).await?;
+        let row = transaction.one(statement).await?;
+        transaction.commit().await?;
         let more = count(&row, 1)? >= u64::from(limit);
         let step = Step { changed: count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more) };
         Ok((step, row.try_get::<bool, _>(4)?))
