@@ -80,6 +80,7 @@ CREATE TABLE laneway.subscription (
     exact_topic text COLLATE "C",
     kind text NOT NULL CHECK (kind IN ('handler', 'publisher', 'consumer')),
     lane_threshold integer NOT NULL,
+    ordered boolean NOT NULL DEFAULT false,
     active boolean NOT NULL,
     policies jsonb NOT NULL
 );
@@ -91,10 +92,11 @@ COMMENT ON COLUMN laneway.subscription.topic_regex IS 'The pattern as a regular 
 COMMENT ON COLUMN laneway.subscription.exact_topic IS 'The one topic of a pattern without wildcards; else NULL.';
 COMMENT ON COLUMN laneway.subscription.kind IS 'What its plugin is; consumer is an application that keeps markers only.';
 COMMENT ON COLUMN laneway.subscription.lane_threshold IS 'Messages of a lower priority go to the backfill lane.';
+COMMENT ON COLUMN laneway.subscription.ordered IS 'Whether messages of one key come one at a time and in order.';
 COMMENT ON COLUMN laneway.subscription.active IS 'Whether new messages are routed to it.';
 COMMENT ON COLUMN laneway.subscription.policies IS 'The whole declaration.';
 
--- Rows are inserted and deleted: a claim moves them into a lease. Only a reschedule updates one.
+-- Rows are inserted and deleted: a claim moves them into a lease. Updated are only those with a key, and by a reschedule.
 CREATE TABLE laneway.delivery (
     message_seq bigint NOT NULL,
     available_at timestamptz NOT NULL,
@@ -103,7 +105,9 @@ CREATE TABLE laneway.delivery (
     priority integer NOT NULL,
     attempt integer NOT NULL DEFAULT 0 CHECK (attempt >= 0),
     lane smallint NOT NULL CHECK (lane IN (0, 1)),
+    parked boolean,
     last_error text,
+    key text,
     PRIMARY KEY (message_seq, subscription_id)
 ) WITH (
     autovacuum_vacuum_threshold = 1000,
@@ -113,7 +117,10 @@ CREATE TABLE laneway.delivery (
     autovacuum_analyze_scale_factor = 0.2
 );
 -- The order of claims. Everything not due sorts behind what is due, within its priority.
-CREATE INDEX delivery_due ON laneway.delivery (subscription_id, lane, priority DESC, available_at, message_seq);
+CREATE INDEX delivery_due ON laneway.delivery (subscription_id, lane, priority DESC, available_at, message_seq)
+    WHERE parked IS NOT TRUE;
+-- The order of each key.
+CREATE INDEX delivery_line ON laneway.delivery (subscription_id, key, message_seq) WHERE parked IS NOT NULL;
 COMMENT ON TABLE laneway.delivery IS 'Messages owed and not leased, one row for each subscription.';
 COMMENT ON COLUMN laneway.delivery.message_seq IS 'The message. No foreign key: its check would cost each insert.';
 COMMENT ON COLUMN laneway.delivery.available_at IS 'When it is due. New, delayed, retried: this alone decides.';
@@ -122,7 +129,78 @@ COMMENT ON COLUMN laneway.delivery.subscription_id IS 'Whose.';
 COMMENT ON COLUMN laneway.delivery.priority IS 'The message''s.';
 COMMENT ON COLUMN laneway.delivery.attempt IS 'Attempts counted.';
 COMMENT ON COLUMN laneway.delivery.lane IS '0 primary, 1 backfill.';
+COMMENT ON COLUMN laneway.delivery.parked IS
+    'Of a key: false in its line, true there behind another one; NULL before its time, or tried before.';
 COMMENT ON COLUMN laneway.delivery.last_error IS 'Error of the last attempt that counted.';
+COMMENT ON COLUMN laneway.delivery.key IS 'The message''s key, if the subscription is ordered.';
+
+-- Only claims write here and into delivery.parked, one claim of a subscription after the other, and settlements remove.
+CREATE TABLE laneway.busy_key (
+    subscription_id integer NOT NULL,
+    message_seq bigint NOT NULL,
+    key text NOT NULL,
+    PRIMARY KEY (subscription_id, key)
+) WITH (
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_cost_delay = 0
+);
+COMMENT ON TABLE laneway.busy_key IS 'Keys of ordered subscriptions of which a message was claimed and is not settled.';
+COMMENT ON COLUMN laneway.busy_key.subscription_id IS 'Whose.';
+COMMENT ON COLUMN laneway.busy_key.message_seq IS 'The message; it alone may be claimed of its key.';
+COMMENT ON COLUMN laneway.busy_key.key IS 'The key.';
+
+-- What ends a message of a key only leaves word here, so that nobody ever waits for a claim, nor a claim for a
+-- transaction of an application.
+CREATE TABLE laneway.freed_key (
+    subscription_id integer NOT NULL,
+    key text NOT NULL
+) WITH (
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_cost_delay = 0
+);
+CREATE INDEX freed_key_subscription ON laneway.freed_key (subscription_id);
+COMMENT ON TABLE laneway.freed_key IS 'Keys whose next message may be let out; the next claim looks.';
+COMMENT ON COLUMN laneway.freed_key.subscription_id IS 'Whose.';
+COMMENT ON COLUMN laneway.freed_key.key IS 'The key.';
+
+-- Lets the next message of each freed key out of its line. The claims of an ordered subscription come one after the
+-- other: each begins with this, and sees what the one before it and all settlements before it did. Letting out one too
+-- many is no harm, as the claim looks at it again; parked with nobody before it and no word left would be for ever.
+CREATE FUNCTION laneway.free_keys(subscription integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(1818326629, subscription);
+    IF NOT EXISTS (SELECT FROM laneway.freed_key f WHERE f.subscription_id = subscription) THEN
+        RETURN;
+    END IF;
+    WITH word AS MATERIALIZED (
+        SELECT f.ctid AS place, f.key FROM laneway.freed_key f WHERE f.subscription_id = subscription LIMIT 4096
+    ), freed AS MATERIALIZED (
+        SELECT DISTINCT w.key FROM word w
+    ), forgotten AS (
+        -- The message was deleted, so that nobody will settle it.
+        DELETE FROM laneway.busy_key b USING freed f
+        WHERE b.subscription_id = subscription AND b.key = f.key
+            AND NOT EXISTS (SELECT FROM laneway.message m WHERE m.seq = b.message_seq)
+    ), next AS MATERIALIZED (
+        SELECT f.key, n.place FROM freed f CROSS JOIN LATERAL (
+            SELECT d.ctid AS place, d.parked FROM laneway.delivery d
+            WHERE d.subscription_id = subscription AND d.key = f.key AND d.parked IS NOT NULL
+            ORDER BY d.message_seq LIMIT 1
+        ) n WHERE n.parked
+    ), held AS MATERIALIZED (
+        -- One that is being cancelled is left, and the word with it.
+        SELECT n.key, n.place FROM next n JOIN laneway.delivery d ON d.ctid = n.place FOR UPDATE OF d SKIP LOCKED
+    ), let_out AS (
+        UPDATE laneway.delivery d SET parked = false FROM held h WHERE d.ctid = h.place
+    )
+    DELETE FROM laneway.freed_key f USING word w WHERE f.ctid = w.place
+        AND (w.key IN (SELECT h.key FROM held h) OR w.key NOT IN (SELECT n.key FROM next n));
+END
+$$;
+REVOKE EXECUTE ON FUNCTION laneway.free_keys(integer) FROM PUBLIC;
+COMMENT ON FUNCTION laneway.free_keys(integer) IS 'Holds the lines of a subscription until the transaction ends, and lets out who is next.';
 
 -- One row for all that a claim took: a lease costs the same however many deliveries it covers, and claiming enters no
 -- row into an index. The arrays have one element for each delivery and are never changed; open says which of them are
@@ -340,16 +418,17 @@ BEGIN
         SELECT m.topic, bool_or(m.available_at IS NULL OR m.available_at <= now()) AS due
         FROM added m GROUP BY m.topic
     ), route AS MATERIALIZED (
-        SELECT t.topic, t.due, s.id AS subscription_id, s.lane_threshold
+        SELECT t.topic, t.due, s.id AS subscription_id, s.lane_threshold, s.ordered
         FROM topic t JOIN laneway.subscription s ON s.exact_topic = t.topic AND s.active
         UNION ALL
-        SELECT t.topic, t.due, s.id, s.lane_threshold
+        SELECT t.topic, t.due, s.id, s.lane_threshold, s.ordered
         FROM laneway.subscription s JOIN topic t ON t.topic ~ s.topic_regex
         WHERE s.exact_topic IS NULL AND s.active
     ), owed AS (
-        INSERT INTO laneway.delivery (subscription_id, lane, priority, message_seq, available_at)
+        INSERT INTO laneway.delivery (subscription_id, lane, priority, message_seq, available_at, key, parked)
         SELECT r.subscription_id, (m.priority < r.lane_threshold)::integer, m.priority, m.seq,
-            greatest(m.available_at, now())
+            greatest(m.available_at, now()), CASE WHEN r.ordered THEN m.key END,
+            CASE WHEN r.ordered AND m.key IS NOT NULL AND coalesce(m.available_at <= now(), true) THEN false END
         FROM added m JOIN route r ON r.topic = m.topic
     ), unrouted AS (
         INSERT INTO laneway.unrouted (message_seq)
@@ -377,8 +456,24 @@ CREATE TRIGGER refuse_update BEFORE UPDATE ON laneway.message
 CREATE FUNCTION laneway.forget_message() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    woken bigint;
 BEGIN
-    DELETE FROM laneway.delivery d USING removed m WHERE d.message_seq = m.seq;
+    -- Whoever waits behind one of these is to be let out.
+    WITH gone AS (
+        DELETE FROM laneway.delivery d USING removed m WHERE d.message_seq = m.seq
+        RETURNING d.subscription_id, d.key
+    ), freed AS (
+        INSERT INTO laneway.freed_key (subscription_id, key)
+        SELECT g.subscription_id, g.key FROM gone g WHERE g.key IS NOT NULL
+        UNION
+        SELECT b.subscription_id, b.key FROM removed m CROSS JOIN laneway.subscription s
+        JOIN laneway.busy_key b ON b.subscription_id = s.id AND b.key = m.key AND b.message_seq = m.seq
+        WHERE s.ordered
+        RETURNING subscription_id
+    )
+    SELECT count(pg_notify('laneway', f.subscription_id::text)) INTO woken
+    FROM (SELECT DISTINCT f.subscription_id FROM freed f) f;
     DELETE FROM laneway.unrouted u USING removed m WHERE u.message_seq = m.seq;
     RETURN NULL;
 END
@@ -503,13 +598,18 @@ BEGIN
     END IF;
     SELECT * INTO held FROM laneway.hold_waiting_message(message_id);
     IF held.answer = 'open' THEN
-        UPDATE laneway.delivery d SET available_at = greatest(due, now()) WHERE d.message_seq = held.message_seq;
+        UPDATE laneway.delivery d SET available_at = greatest(due, now()), parked = NULL
+            WHERE d.message_seq = held.message_seq;
         IF NOT FOUND THEN
             -- It matched no subscription.
             RETURN 'too late';
         END IF;
+        -- It leaves the line of its key until its new time.
+        INSERT INTO laneway.freed_key (subscription_id, key)
+            SELECT d.subscription_id, d.key FROM laneway.delivery d
+            WHERE d.message_seq = held.message_seq AND d.key IS NOT NULL;
         PERFORM pg_notify('laneway', d.subscription_id::text)
-            FROM laneway.delivery d WHERE d.message_seq = held.message_seq AND due <= now();
+            FROM laneway.delivery d WHERE d.message_seq = held.message_seq AND (due <= now() OR d.key IS NOT NULL);
         RETURN 'done';
     END IF;
     RETURN held.answer;

@@ -86,6 +86,8 @@ CREATE TABLE laneway_subscription (
     literals TEXT,
     -- Messages of a lower priority go to the backfill lane.
     lane_threshold INTEGER NOT NULL,
+    -- Whether messages of one key come one at a time and in order.
+    ordered INTEGER NOT NULL DEFAULT 0,
     -- Whether new messages are routed to it.
     active INTEGER NOT NULL,
     -- The whole declaration, as JSON.
@@ -93,6 +95,7 @@ CREATE TABLE laneway_subscription (
 
     CONSTRAINT "id: fits beside the message in the id of a delivery" CHECK (id BETWEEN 1 AND 1048575),
     CONSTRAINT "kind: handler, publisher or consumer" CHECK (kind IN ('handler', 'publisher', 'consumer')),
+    CONSTRAINT "ordered: 0 or 1" CHECK (ordered IN (0, 1)),
     CONSTRAINT "active: 0 or 1" CHECK (active IN (0, 1)),
     CONSTRAINT "dots: an ordered range" CHECK (0 <= dots_min AND dots_min <= dots_max)
 );
@@ -119,6 +122,10 @@ CREATE TABLE laneway_delivery (
     first_attempt_at INTEGER,
     -- Error of the last attempt that counted.
     last_error TEXT,
+    -- The message's key, if the subscription is ordered.
+    key TEXT,
+    -- Of a key: 0 in its line, 1 there behind another one; NULL before its time, and from the first claim on.
+    parked INTEGER,
 
     CONSTRAINT "id: made of message and subscription" CHECK (id = message_seq * 1048576 + subscription_id),
     CONSTRAINT "lane: 0 or 1" CHECK (lane IN (0, 1)),
@@ -129,7 +136,22 @@ CREATE TABLE laneway_delivery (
 -- The order of claims. What is not due sorts behind what is due, within its priority. The token rides along so that
 -- counting leases needs no row.
 CREATE INDEX laneway_delivery_due
-    ON laneway_delivery (subscription_id, lane, priority DESC, available_at, message_seq, lease_token);
+    ON laneway_delivery (subscription_id, lane, priority DESC, available_at, message_seq, lease_token)
+    WHERE parked IS NOT 1;
+-- The order of each key.
+CREATE INDEX laneway_delivery_line ON laneway_delivery (subscription_id, key, message_seq) WHERE parked IS NOT NULL;
+
+-- Keys of ordered subscriptions of which a message was claimed and is not settled.
+CREATE TABLE laneway_busy_key (
+    -- Whose.
+    subscription_id INTEGER NOT NULL,
+    -- The key.
+    key TEXT NOT NULL,
+    -- The message; it alone may be claimed of its key.
+    message_seq INTEGER NOT NULL,
+
+    PRIMARY KEY (subscription_id, key)
+) WITHOUT ROWID;
 
 -- Messages that matched no subscription when they were written.
 CREATE TABLE laneway_unrouted (
@@ -296,9 +318,12 @@ END;
 -- for most patterns; a literal behind a * in an open-ended pattern is looked up by its position.
 CREATE TRIGGER laneway_message_fan_out AFTER INSERT ON laneway_message
 BEGIN
-    INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at)
+    INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at, key, parked)
     SELECT NEW.seq * 1048576 + s.id, s.id, NEW.priority < s.lane_threshold, NEW.priority, NEW.seq,
-        max(coalesce(NEW.available_at, 0), CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER))
+        max(coalesce(NEW.available_at, 0), CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER)),
+        iif(s.ordered, NEW.key, NULL),
+        iif(s.ordered AND NEW.key IS NOT NULL AND coalesce(NEW.available_at, 0)
+            <= CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER), 0, NULL)
     FROM laneway_subscription s
     WHERE s.active AND (s.pattern = NEW.topic OR (
         NEW.topic GLOB s.topic_glob
@@ -325,6 +350,20 @@ CREATE TRIGGER laneway_message_deleted AFTER DELETE ON laneway_message
 BEGIN
     DELETE FROM laneway_delivery WHERE id BETWEEN OLD.seq * 1048576 AND OLD.seq * 1048576 + 1048575;
     DELETE FROM laneway_unrouted WHERE message_seq = OLD.seq;
+END;
+
+-- Whoever ends a delivery of a key, and why ever, lets the next one out of the line. One too many is no harm: a claim
+-- looks at it again.
+CREATE TRIGGER laneway_delivery_key AFTER DELETE ON laneway_delivery WHEN OLD.key IS NOT NULL
+BEGIN
+    DELETE FROM laneway_busy_key
+    WHERE subscription_id = OLD.subscription_id AND key = OLD.key AND message_seq = OLD.message_seq;
+
+    UPDATE laneway_delivery SET parked = 0 WHERE parked = 1 AND id = (
+        SELECT d.id FROM laneway_delivery d
+        WHERE d.subscription_id = OLD.subscription_id AND d.key = OLD.key AND d.parked IS NOT NULL
+        ORDER BY d.message_seq LIMIT 1
+    );
 END;
 
 -- Status of each message, derived.

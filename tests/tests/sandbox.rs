@@ -43,6 +43,7 @@ fn subscription(name: &str, topic: &str, timeout: Duration) -> Subscription {
         pattern: TopicPattern::parse(topic).unwrap(),
         kind: SubscriptionKind::Handler,
         lane_threshold: Priority::NORMAL,
+        ordering: laneway_core::Ordering::None,
         idempotent: true,
         retry: RetryPolicy { schedule: RetrySchedule::None, ..RetryPolicy::default() },
         lease: Duration::from_secs(10),

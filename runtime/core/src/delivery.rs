@@ -17,6 +17,9 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// Whether to look for markers, so that [`Delivery::processed`] tells.
     pub check_markers: bool,
+    /// Whether the subscription is ordered: of each key only the message that is next is taken, and no other until that
+    /// one is settled for good.
+    pub ordered: bool,
 }
 
 /// One message owed to one subscription, leased to this node.

@@ -21,10 +21,11 @@ impl Priority {
 }
 
 /// Separately drained class of deliveries. Backfill is served only when primary has nothing due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// Live work.
+    #[default]
     Primary,
     /// Bulk work.
     Backfill,

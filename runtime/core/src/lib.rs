@@ -36,7 +36,7 @@ pub use schedule::{
 pub use settle::{KeyChange, SettleReport, Settlement, StateChanges, StateConflict, Verdict, state_changes};
 pub use store::{Store, StoreError};
 pub use topic::{InvalidPattern, InvalidTopic, Segment, Topic, TopicPattern};
-pub use topology::{AppliedTopology, BreakerPolicy, Subscription, SubscriptionKind, Topology};
+pub use topology::{AppliedTopology, BreakerPolicy, Ordering, Subscription, SubscriptionKind, Topology};
 pub use view::{
     DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MessageFilter, MessageStatus, MessageView,
     NodeStatus, Status, SubscriptionStatus,

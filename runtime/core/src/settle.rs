@@ -56,6 +56,8 @@ pub struct Settlement {
     pub token: LeaseToken,
     /// The message, for its marker.
     pub message: MessageId,
+    /// Its key, if the subscription is ordered: the next message of the key may then come.
+    pub key: Option<String>,
     /// What becomes of it.
     pub verdict: Verdict,
     /// State that it depended on.
@@ -69,6 +71,15 @@ pub struct Settlement {
 }
 
 impl Settlement {
+    /// The key that is free for its next message once this has happened.
+    #[must_use]
+    pub fn freed_key(&self) -> Option<&str> {
+        match self.verdict {
+            Verdict::Retry { .. } => None,
+            Verdict::Complete { .. } | Verdict::DeadLetter { .. } => self.key.as_deref(),
+        }
+    }
+
     /// Whether later settlements of the group may build on this one's state.
     #[must_use]
     pub fn writes_state(&self) -> bool {
@@ -179,6 +190,7 @@ mod tests {
             delivery: DeliveryId(1),
             token: LeaseToken(1),
             message: MessageId::from_stored("m".into()),
+            key: None,
             verdict: Verdict::Complete { mark: false },
             reads: reads
                 .iter()

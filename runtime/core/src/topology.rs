@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Name, Priority, RetryPolicy, SubscriptionId, TopicPattern};
 
@@ -27,6 +27,18 @@ impl SubscriptionKind {
     }
 }
 
+/// What comes one at a time and in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// Nothing: messages run side by side.
+    #[default]
+    None,
+    /// Messages of the same key, in the order of the outbox, retries included. A delayed message takes its place when it
+    /// becomes due. Messages without a key run side by side.
+    Key,
+}
+
 /// A named binding of a topic pattern to a plugin, with its policies.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Subscription {
@@ -38,6 +50,8 @@ pub struct Subscription {
     pub kind: SubscriptionKind,
     /// Messages of a lower priority go to the backfill lane.
     pub lane_threshold: Priority,
+    /// What comes one at a time and in order.
+    pub ordering: Ordering,
     /// Whether a marker keeps a message from being processed twice.
     pub idempotent: bool,
     /// When a failed attempt is tried again.
@@ -72,6 +86,12 @@ pub struct BreakerPolicy {
 }
 
 impl Subscription {
+    /// Whether messages of one key come one at a time.
+    #[must_use]
+    pub fn is_ordered(&self) -> bool {
+        self.ordering == Ordering::Key
+    }
+
     /// Longest time from a message's first attempt to the end of its last, while all goes as configured: each attempt
     /// takes its timeout, or kills its node and is seen again when its lease has ended.
     #[must_use]

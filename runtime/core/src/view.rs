@@ -173,12 +173,14 @@ pub struct SubscriptionStatus {
 }
 
 /// A lane at a glance.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LaneStatus {
     /// Which lane.
     pub lane: Lane,
     /// Deliveries that are due and wait.
     pub due: u64,
+    /// Deliveries that would be due, but wait behind another one of their key.
+    pub parked: u64,
     /// Deliveries that are leased.
     pub leased: u64,
     /// Deliveries that wait for their time.

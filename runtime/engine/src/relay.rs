@@ -149,6 +149,7 @@ impl Relay {
             limit,
             lease: work.subscription.lease,
             check_markers: work.subscription.idempotent,
+            ordered: work.subscription.is_ordered(),
         };
         let asked_at = Instant::now();
         let Some(Batch { token, deliveries, .. }) = self.store.claim(request).await? else {

@@ -205,6 +205,7 @@ pub(crate) fn settlement(work: &Active, item: &Item, verdict: Verdict) -> Settle
         delivery: item.id,
         token: item.token,
         message: item.message.id.clone(),
+        key: item.message.key.as_ref().filter(|_| work.subscription.is_ordered()).cloned(),
         verdict,
         reads: Vec::new(),
         writes: Vec::new(),

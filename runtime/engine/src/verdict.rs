@@ -109,6 +109,7 @@ mod tests {
             pattern: TopicPattern::parse("a").unwrap(),
             kind: SubscriptionKind::Publisher,
             lane_threshold: Priority::NORMAL,
+            ordering: laneway_core::Ordering::None,
             idempotent: false,
             retry: RetryPolicy { max_attempts: 2, jitter: 0.0, ..RetryPolicy::default() },
             lease: Duration::from_secs(30),

@@ -95,7 +95,7 @@ async fn reschedule_on_sqlite(
     let query = concat!(
         "-- outbox.reschedule
         UPDATE laneway_delivery SET
-            available_at = max(?2, CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER))
+            parked = NULL, available_at = max(?2, CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER))
         WHERE id BETWEEN (SELECT m.seq * 1048576 FROM laneway_message m WHERE m.id = ?1)
                 AND (SELECT m.seq * 1048576 + 1048575 FROM laneway_message m WHERE m.id = ?1)
             AND EXISTS (SELECT 1 FROM laneway_message m WHERE m.id = ?1 AND ",
@@ -104,7 +104,20 @@ async fn reschedule_on_sqlite(
     );
     let statement = sqlx::query(query).bind(id.as_str()).bind(due.as_millisecond());
     let done = statement.execute(&mut *connection).await?;
-    if done.rows_affected() > 0 { Ok(Change::Done) } else { why_not(connection, id).await }
+    if done.rows_affected() == 0 {
+        return why_not(connection, id).await;
+    }
+    // It left the line of its key until its new time: whoever stood behind it comes next.
+    let query = "-- outbox.let_out
+        UPDATE laneway_delivery SET parked = 0 WHERE parked = 1 AND id IN (
+            SELECT (SELECT e.id FROM laneway_delivery e
+                WHERE e.subscription_id = d.subscription_id AND e.key = d.key AND e.parked IS NOT NULL
+                ORDER BY e.message_seq LIMIT 1)
+            FROM laneway_message m JOIN laneway_delivery d
+                ON d.id BETWEEN m.seq * 1048576 AND m.seq * 1048576 + 1048575
+            WHERE m.id = ? AND d.key IS NOT NULL)";
+    sqlx::query(query).bind(id.as_str()).execute(&mut *connection).await?;
+    Ok(Change::Done)
 }
 
 /// What to answer when nothing was changed.

@@ -23,7 +23,14 @@ async fn work(store: Arc<FaultyStore>, subscription: SubscriptionId, mut random:
     while !stop.load(Ordering::SeqCst) {
         let lane = *random.pick(&Lane::ALL);
         let limit = 1 + random.below(12) as u32;
-        let request = ClaimRequest { subscription, lane, limit, lease: LEASE, check_markers: random.chance(0.5) };
+        let request = ClaimRequest {
+            subscription,
+            lane,
+            limit,
+            lease: LEASE,
+            check_markers: random.chance(0.5),
+            ordered: false,
+        };
         // A claim whose answer is lost leaves leases that nobody knows of: they expire.
         let Ok(Some(batch)) = store.claim(request).await else {
             sleep(Duration::from_millis(2)).await;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    AppliedTopology, Batch, ClaimRequest, Lane, Message, MessageId, Name, NewMessage, Priority, RetryPolicy,
-    SettleReport, Settlement, StateRead, StateVersion, StateWrite, Store, Subscription, SubscriptionId,
-    SubscriptionKind, Topic, TopicPattern, Topology, Verdict,
+    AppliedTopology, Batch, ClaimRequest, Lane, Message, MessageId, Name, NewMessage, Ordering, Priority,
+    RetryPolicy, SettleReport, Settlement, StateRead, StateVersion, StateWrite, Store, Subscription,
+    SubscriptionId, SubscriptionKind, Topic, TopicPattern, Topology, Verdict,
 };
 use laneway_store::Storage;
 use laneway_testing::postgres::{self, TestDatabase};
@@ -230,6 +230,7 @@ pub fn subscription(text: &str, pattern: &str) -> Subscription {
         pattern: TopicPattern::parse(pattern).unwrap(),
         kind: SubscriptionKind::Handler,
         lane_threshold: Priority::NORMAL,
+        ordering: Ordering::None,
         idempotent: true,
         retry: RetryPolicy::default(),
         lease: Duration::from_secs(60),
@@ -254,7 +255,7 @@ pub fn message(id: &str) -> NewMessage {
 
 /// Of up to ten deliveries of the primary lane, for an hour.
 pub fn request(subscription: SubscriptionId) -> ClaimRequest {
-    ClaimRequest { subscription, lane: Lane::Primary, limit: 10, lease: HOUR, check_markers: false }
+    ClaimRequest { subscription, lane: Lane::Primary, limit: 10, lease: HOUR, check_markers: false, ordered: false }
 }
 
 /// Claims by a node what becomes due soon, such as when a lease ends.
@@ -282,6 +283,7 @@ pub fn settlement(batch: &Batch, position: usize, verdict: Verdict) -> Settlemen
         delivery: delivery.id,
         token: batch.token,
         message: delivery.message.id.clone(),
+        key: delivery.message.key.clone(),
         verdict,
         reads: vec![],
         writes: vec![],

@@ -121,7 +121,7 @@ impl Run<'_> {
         let lane = *self.random.pick(&Lane::ALL);
         let limit = 1 + self.random.below(8) as u32;
         let node = self.random.below(self.nodes.len());
-        let request = ClaimRequest { subscription, lane, limit, lease: HOUR, check_markers: true };
+        let request = ClaimRequest { subscription, lane, limit, lease: HOUR, check_markers: true, ordered: false };
         let Some(batch) = self.nodes[node].store.claim(request).await.unwrap() else { return };
         self.take(&batch);
         self.nodes[node]
@@ -171,6 +171,7 @@ impl Run<'_> {
                 delivery: delivery.id,
                 token: *token,
                 message: delivery.message.id.clone(),
+                key: None,
                 verdict: self.random_verdict(),
                 reads: vec![],
                 writes: vec![],
@@ -302,7 +303,14 @@ impl Run<'_> {
         self.model.owed.values_mut().for_each(|owed| owed.expired = true);
         for subscription in self.subscriptions.clone() {
             for lane in Lane::ALL {
-                let request = ClaimRequest { subscription, lane, limit: 50, lease: HOUR, check_markers: true };
+                let request = ClaimRequest {
+                    subscription,
+                    lane,
+                    limit: 50,
+                    lease: HOUR,
+                    check_markers: true,
+                    ordered: false,
+                };
                 while let Some(batch) = self.fixture.store.claim(request).await.unwrap() {
                     self.take(&batch);
                     let group: Vec<Settlement> = (0..batch.deliveries.len())

@@ -11,6 +11,7 @@ mod cleanup;
 mod dead_letters;
 mod enqueue;
 mod histories;
+mod keys;
 mod lease;
 mod markers;
 mod order;

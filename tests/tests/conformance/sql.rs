@@ -115,9 +115,10 @@ impl Sql {
             "create temp table ending on commit drop as
                  select lease_token, message_seq from @owed where lease_token is not null and {which};
              insert into @delivery (message_seq, subscription_id, lane, priority, available_at, attempt,
-                     first_attempt_at, last_error)
+                     first_attempt_at, last_error, key)
                  select message_seq, subscription_id, lane, priority, now() - {ago}, attempt, first_attempt_at,
-                     last_error
+                     last_error, (select m.key from @message m join @subscription s on s.ordered
+                         where s.id = subscription_id and m.seq = message_seq)
                  from @owed where (lease_token, message_seq) in (select * from ending)
                      and exists (select from @lease l where l.token = lease_token
                          and (select count(*) from ending e where e.lease_token = token) < bit_count(open));

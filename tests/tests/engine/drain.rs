@@ -38,6 +38,7 @@ async fn a_drain_hands_back_what_was_not_started_and_counts_no_attempt() {
         limit: 100,
         lease: Duration::from_secs(5),
         check_markers: false,
+        ordered: false,
     };
     let batch = rig.store.claim(request).await.unwrap().expect("all that is left is due at once");
     assert_eq!(batch.deliveries.len(), 49);

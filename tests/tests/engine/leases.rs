@@ -11,7 +11,7 @@ use crate::rig::{Gate, Play, Rig, comes, count_up, options, play, subscription};
 
 /// A claim of whatever is due of the rig's subscription.
 fn request(rig: &Rig, limit: u32, lease: Duration) -> ClaimRequest {
-    ClaimRequest { subscription: rig.id(), lane: Lane::Primary, limit, lease, check_markers: true }
+    ClaimRequest { subscription: rig.id(), lane: Lane::Primary, limit, lease, check_markers: true, ordered: false }
 }
 
 #[tokio::test]

@@ -77,6 +77,7 @@ pub fn subscription(name: &str) -> Subscription {
         pattern: TopicPattern::parse("work.>").unwrap(),
         kind: SubscriptionKind::Handler,
         lane_threshold: Priority::NORMAL,
+        ordering: laneway_core::Ordering::None,
         idempotent: true,
         retry: RetryPolicy {
             schedule: RetrySchedule::Constant,
@@ -233,7 +234,12 @@ impl Rig {
     /// Deliveries of all subscriptions that are left, of any kind.
     pub async fn left(&self) -> u64 {
         let status = self.store.status().await.unwrap();
-        status.subscriptions.iter().flat_map(|s| &s.lanes).map(|lane| lane.due + lane.leased + lane.delayed).sum()
+        status
+            .subscriptions
+            .iter()
+            .flat_map(|s| &s.lanes)
+            .map(|lane| lane.due + lane.parked + lane.leased + lane.delayed)
+            .sum()
     }
 
     /// Deliveries of one lane that a node holds.

@@ -238,6 +238,7 @@ fn subscription(args: &Args) -> Result<Subscription> {
         pattern: TopicPattern::parse("bench.message")?,
         kind: SubscriptionKind::Handler,
         lane_threshold: Priority::NORMAL,
+        ordering: laneway_core::Ordering::None,
         idempotent: true,
         retry: RetryPolicy::default(),
         lease: Duration::from_secs(30),

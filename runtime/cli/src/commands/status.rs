@@ -24,6 +24,7 @@ pub async fn run(shared: &Shared) -> Result<()> {
                 subscription.pattern.clone(),
                 lane.lane.as_str().to_owned(),
                 lane.due.to_string(),
+                lane.parked.to_string(),
                 lane.leased.to_string(),
                 lane.delayed.to_string(),
                 lane.oldest_due_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age:.1} s")),
@@ -31,7 +32,10 @@ pub async fn run(shared: &Shared) -> Result<()> {
             ]);
         }
     }
-    output::table(["SUBSCRIPTION", "KIND", "TOPIC", "LANE", "DUE", "LEASED", "DELAYED", "OLDEST", "DEAD"], &rows)?;
+    output::table(
+        ["SUBSCRIPTION", "KIND", "TOPIC", "LANE", "DUE", "PARKED", "LEASED", "DELAYED", "OLDEST", "DEAD"],
+        &rows,
+    )?;
     output::line("")?;
     output::line(&format!(
         "{} message(s), {} of them matched no subscription; topology revision {}",

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use laneway_core::{
-    BreakerPolicy, Name, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind, TopicPattern,
+    BreakerPolicy, Name, Ordering, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind,
+    TopicPattern,
 };
 use laneway_host::{Grants, Limits, PluginSpec};
 use laneway_store::Storage;
@@ -134,6 +135,8 @@ struct SubscriptionBlock {
     idempotent: Option<bool>,
     #[serde(default)]
     unknown_outcome: UnknownOutcome,
+    #[serde(default)]
+    ordering: Ordering,
     #[serde(default)]
     backfill_min_share: f64,
     rate_limit: Option<f64>,
@@ -387,6 +390,7 @@ impl SubscriptionBlock {
             pattern: TopicPattern::parse(&self.topic).context("topic")?,
             kind,
             lane_threshold: self.lane_threshold,
+            ordering: self.ordering,
             idempotent: self.idempotent.unwrap_or(kind == SubscriptionKind::Handler),
             retry,
             lease: self.lease,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use laneway_core::{
-    BreakerPolicy, Cleanup, CleanupPolicy, CronExpression, Header, MessageId, Missed, Name, NewMessage, Priority,
-    RetryPolicy, RetrySchedule, Schedule, ScheduleAction, SubscriptionKind, Topic, TopicPattern,
+    BreakerPolicy, Cleanup, CleanupPolicy, CronExpression, Header, MessageId, Missed, Name, NewMessage, Ordering,
+    Priority, RetryPolicy, RetrySchedule, Schedule, ScheduleAction, SubscriptionKind, Topic, TopicPattern,
 };
 
 use super::{Config, REFERENCE, SubscriptionConfig};
@@ -18,7 +18,7 @@ const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n
 type Key<T> = (&'static str, &'static str, fn(&mut T));
 
 /// Keys of a subscription, a handler.
-const SUBSCRIPTION: [Key<SubscriptionConfig>; 16] = [
+const SUBSCRIPTION: [Key<SubscriptionConfig>; 17] = [
     ("concurrency", "3", |it| it.subscription.concurrency = 3),
     ("claim_batch", "77", |it| it.subscription.claim_batch = 77),
     ("lease", "\"45s\"", |it| it.subscription.lease = Duration::from_secs(45)),
@@ -26,6 +26,7 @@ const SUBSCRIPTION: [Key<SubscriptionConfig>; 16] = [
     ("lane_threshold", "-50", |it| it.subscription.lane_threshold = Priority::LOW),
     ("idempotent", "false", |it| it.subscription.idempotent = false),
     ("unknown_outcome", "\"review\"", |it| it.subscription.review_unknown_outcome = true),
+    ("ordering", "\"key\"", |it| it.subscription.ordering = Ordering::Key),
     ("backfill_min_share", "0.25", |it| it.subscription.backfill_min_share = 0.25),
     ("rate_limit", "7.5", |it| it.subscription.rate_limit = Some(7.5)),
     ("breaker.failures", "4", |it| {

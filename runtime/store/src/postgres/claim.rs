@@ -26,8 +26,8 @@ pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome
     loop {
         let taken = take(database, &request).await?;
         // What came back is not in the snapshot of the statement that brought it back. Beside a batch it waits for the
-        // next claim, and the statement's notification sees to it that one comes.
-        if taken.batch.is_some() || !taken.returned {
+        // next claim, and the statement's notification sees to it that one comes. What was parked made room for others.
+        if taken.batch.is_some() || !taken.again {
             return Ok(taken.batch);
         }
     }
@@ -36,88 +36,157 @@ pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome
 /// What one statement did.
 struct Taken {
     batch: Option<Batch>,
-    /// Whether deliveries of leases that had ended are due again.
-    returned: bool,
+    /// Whether deliveries of leases that had ended are due again, or some that were due have to wait for others.
+    again: bool,
 }
 
 async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
-    let query = "-- delivery.claim
+    // Rows of ordered subscriptions that are free to go wait in their lines until a claim looks at them. Each has to be
+    // the first of its line, and its key must not be busy with another; else it is parked, out of the way of claims.
+    macro_rules! chosen {
+        (ordered) => {
+            "due AS MATERIALIZED (
+                SELECT ready.* FROM level CROSS JOIN LATERAL (
+                    SELECT d.ctid AS place, d.priority, d.available_at, d.message_seq, d.key FROM laneway.delivery d
+                    WHERE d.subscription_id = $1 AND d.lane = $2 AND d.priority = level.priority
+                        AND d.available_at <= statement_timestamp() AND d.parked IS NOT TRUE
+                    ORDER BY d.available_at, d.message_seq LIMIT greatest($3, 256)
+                    FOR UPDATE SKIP LOCKED
+                ) ready LIMIT greatest($3, 256)
+            ), looked AS MATERIALIZED (
+                SELECT d.*, d.key IS NULL OR CASE
+                    WHEN b.message_seq IS NOT NULL THEN b.message_seq = d.message_seq
+                    ELSE NOT EXISTS (SELECT FROM laneway.delivery e
+                            WHERE e.subscription_id = $1 AND e.key = d.key AND e.parked IS NOT NULL
+                                AND e.message_seq < d.message_seq)
+                        -- Not in line yet are those that were delayed, of which several may become due together.
+                        AND NOT EXISTS (SELECT FROM due o WHERE o.key = d.key AND o.message_seq < d.message_seq)
+                    END AS free
+                FROM due d
+                LEFT JOIN laneway.busy_key b ON b.subscription_id = $1 AND b.key = d.key
+            ), chosen AS MATERIALIZED (
+                SELECT l.place, l.available_at, l.message_seq, l.key FROM looked l WHERE l.free
+                ORDER BY l.priority DESC, l.available_at, l.message_seq LIMIT $3
+            ), parked AS (
+                UPDATE laneway.delivery d SET parked = true FROM looked l WHERE d.ctid = l.place AND NOT l.free
+                RETURNING 1
+            ), busy AS (
+                INSERT INTO laneway.busy_key (subscription_id, key, message_seq)
+                SELECT $1, c.key, c.message_seq FROM chosen c WHERE c.key IS NOT NULL
+                ON CONFLICT (subscription_id, key) DO NOTHING
+            )"
+        };
+        (unordered) => {
+            "chosen AS MATERIALIZED (
+                SELECT ready.place, ready.available_at FROM level CROSS JOIN LATERAL (
+                    SELECT d.ctid AS place, d.available_at FROM laneway.delivery d
+                    WHERE d.subscription_id = $1 AND d.lane = $2 AND d.priority = level.priority
+                        AND d.available_at <= statement_timestamp() AND d.parked IS NOT TRUE
+                    ORDER BY d.available_at, d.message_seq LIMIT $3
+                    FOR UPDATE SKIP LOCKED
+                ) ready LIMIT $3
+            )"
+        };
+    }
+    macro_rules! claim {
+        ($kind:ident, $parked:literal) => {
+            concat!(
+                "-- delivery.claim
         WITH RECURSIVE ended AS (
             DELETE FROM laneway.lease l USING (
-                SELECT e.token FROM laneway.lease e WHERE e.subscription_id = $1 AND e.leased_until <= now()
+                SELECT e.token FROM laneway.lease e
+                WHERE e.subscription_id = $1 AND e.leased_until <= statement_timestamp()
                 ORDER BY e.leased_until LIMIT 8 FOR UPDATE SKIP LOCKED
             ) e WHERE l.token = e.token
             RETURNING l.*
         ), returned AS (
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
-                attempt, lane, last_error)
+                attempt, lane, last_error, key)
             SELECT u.message_seq, l.leased_until, coalesce(u.first_attempt_at, l.leased_at), l.subscription_id,
-                u.priority, u.attempt, l.lane, u.last_error
+                u.priority, u.attempt, l.lane, u.last_error, CASE WHEN s.ordered THEN m.key END
             FROM ended l
+            JOIN laneway.subscription s ON s.id = l.subscription_id
             CROSS JOIN LATERAL unnest(l.message_seqs, l.priorities, l.attempts, l.first_attempts_at, l.last_errors)
                 WITH ORDINALITY AS u(message_seq, priority, attempt, first_attempt_at, last_error, place)
+            JOIN laneway.message m ON m.seq = u.message_seq
             WHERE get_bit(l.open, u.place::integer - 1) = 1
-                AND EXISTS (SELECT FROM laneway.message m WHERE m.seq = u.message_seq)
             ON CONFLICT (message_seq, subscription_id) DO NOTHING
         ), level AS (
             (SELECT d.priority FROM laneway.delivery d
-                WHERE d.subscription_id = $1 AND d.lane = $2 ORDER BY d.priority DESC LIMIT 1)
+                WHERE d.subscription_id = $1 AND d.lane = $2 AND d.parked IS NOT TRUE
+                ORDER BY d.priority DESC LIMIT 1)
             UNION ALL
             SELECT below.priority FROM level CROSS JOIN LATERAL (
                 SELECT d.priority FROM laneway.delivery d
-                WHERE d.subscription_id = $1 AND d.lane = $2 AND d.priority < level.priority
+                WHERE d.subscription_id = $1 AND d.lane = $2 AND d.parked IS NOT TRUE AND d.priority < level.priority
                 ORDER BY d.priority DESC LIMIT 1
             ) below
-        ), due AS MATERIALIZED (
-            SELECT ready.place, ready.available_at FROM level CROSS JOIN LATERAL (
-                SELECT d.ctid AS place, d.available_at FROM laneway.delivery d
-                WHERE d.subscription_id = $1 AND d.lane = $2 AND d.priority = level.priority
-                    AND d.available_at <= now()
-                ORDER BY d.available_at, d.message_seq LIMIT $3
-                FOR UPDATE SKIP LOCKED
-            ) ready LIMIT $3
-        ), taken AS (
-            DELETE FROM laneway.delivery d USING due WHERE d.ctid = due.place
+        ), ",
+                chosen!($kind),
+                ", taken AS (
+            DELETE FROM laneway.delivery d USING chosen c WHERE d.ctid = c.place
             RETURNING d.message_seq, d.priority, d.attempt + 1 AS attempt, d.first_attempt_at, d.last_error,
-                due.available_at
+                c.available_at
         ), leased AS (
             INSERT INTO laneway.lease (leased_until, message_seq_min, message_seq_max, subscription_id, lane, open,
                 message_seqs, priorities, attempts, first_attempts_at, last_errors)
-            SELECT now() + $4::bigint * interval '1 microsecond', min(t.message_seq), max(t.message_seq), $1, $2,
-                repeat('1', count(*)::integer)::bit varying, array_agg(t.message_seq), array_agg(t.priority),
-                array_agg(t.attempt), array_agg(t.first_attempt_at), array_agg(t.last_error)
+            SELECT statement_timestamp() + $4::bigint * interval '1 microsecond', min(t.message_seq),
+                max(t.message_seq), $1, $2, repeat('1', count(*)::integer)::bit varying, array_agg(t.message_seq),
+                array_agg(t.priority), array_agg(t.attempt), array_agg(t.first_attempt_at), array_agg(t.last_error)
             FROM (SELECT * FROM taken ORDER BY priority DESC, available_at, message_seq) t
             HAVING count(*) > 0
             RETURNING token, message_seqs, attempts, first_attempts_at
         )
-        SELECT (SELECT count(pg_notify('laneway', e.subscription_id::text)) FROM ended e) > 0, c.token, c.place, c.attempt, c.since_first_attempt,
-            m.id, m.topic, m.key, m.priority, m.payload, m.content_type,
-            CASE WHEN m.headers <> '{}' THEN m.headers::text END, m.tenant, k.message_id IS NOT NULL
+        SELECT (SELECT count(pg_notify('laneway', e.subscription_id::text)) FROM ended e) > 0, c.token, c.place,
+            c.attempt, c.since_first_attempt, m.id, m.topic, m.key, m.priority, m.payload, m.content_type,
+            CASE WHEN m.headers <> '{}' THEN m.headers::text END, m.tenant, k.message_id IS NOT NULL, ",
+                $parked,
+                "
         FROM (VALUES (1)) always
         LEFT JOIN (
             SELECT l.token, u.place, u.message_seq, u.attempt, CASE WHEN u.attempt > 1
-                THEN (extract(epoch FROM now() - u.first_attempt_at) * 1000000)::bigint END AS since_first_attempt
+                THEN (extract(epoch FROM statement_timestamp() - u.first_attempt_at) * 1000000)::bigint
+                END AS since_first_attempt
             FROM leased l CROSS JOIN LATERAL unnest(l.message_seqs, l.attempts, l.first_attempts_at)
                 WITH ORDINALITY AS u(message_seq, attempt, first_attempt_at, place)
         ) c ON true
         LEFT JOIN laneway.message m ON m.seq = c.message_seq
-        LEFT JOIN laneway.marker k ON $5 AND k.subscription_id = $1 AND k.message_id = m.id";
+        LEFT JOIN laneway.marker k ON $5 AND k.subscription_id = $1 AND k.message_id = m.id"
+            )
+        };
+    }
+    let query = match request.ordered {
+        true => claim!(ordered, "(SELECT count(*) FROM parked) > 0"),
+        false => claim!(unordered, "false"),
+    };
     let statement = sqlx::query(query)
         .bind(request.subscription.0)
         .bind(request.lane.number())
         .bind(i64::from(request.limit.min(CLAIM_MAX)))
         .bind(microseconds(request.lease))
         .bind(request.check_markers);
-    let rows = database.connection().await?.all(statement).await?;
+    let rows = match request.ordered {
+        false => database.connection().await?.all(statement).await?,
+        true => {
+            // A transaction whose first statement takes the lines: the claim must see what others did until then.
+            let mut transaction = database.begin().await?;
+            let query = "-- delivery.free_keys
+                SELECT laneway.free_keys($1)";
+            transaction.execute(sqlx::query(query).bind(request.subscription.0)).await?;
+            let rows = transaction.all(statement).await?;
+            transaction.commit().await?;
+            rows
+        }
+    };
     let Some(first) = rows.first() else { return Err(unreadable("a claim was not answered")) };
-    let returned = first.try_get(0)?;
-    let Some(token) = first.try_get(1)? else { return Ok(Taken { batch: None, returned }) };
+    let again = first.try_get(0)? || first.try_get(14)?;
+    let Some(token) = first.try_get(1)? else { return Ok(Taken { batch: None, again }) };
     let mut deliveries =
         rows.iter().filter_map(|row| delivery(row, request).transpose()).collect::<Outcome<Vec<_>>>()?;
     // The database need not keep the order from leasing to answering.
     deliveries.sort_by_key(|delivery| delivery.id);
     let batch = Batch { subscription: request.subscription, token: LeaseToken(token), deliveries };
-    Ok(Taken { batch: (!batch.deliveries.is_empty()).then_some(batch), returned })
+    Ok(Taken { batch: (!batch.deliveries.is_empty()).then_some(batch), again })
 }
 
 /// `None` if its message was deleted meanwhile; the lease's end then removes it.

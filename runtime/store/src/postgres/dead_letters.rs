@@ -110,8 +110,11 @@ pub(super) async fn act(
             ), gone AS (
                 DELETE FROM laneway.dead_letter f USING kept k WHERE f.id = k.id RETURNING f.*
             ), owed AS (
-                INSERT INTO laneway.delivery (message_seq, available_at, subscription_id, priority, lane)
-                SELECT g.message_seq, now(), g.subscription_id, g.priority, g.lane FROM gone g
+                INSERT INTO laneway.delivery (message_seq, available_at, subscription_id, priority, lane, key, parked)
+                SELECT g.message_seq, now(), g.subscription_id, g.priority, g.lane,
+                    CASE WHEN s.ordered THEN m.key END, CASE WHEN s.ordered AND m.key IS NOT NULL THEN false END
+                FROM gone g JOIN laneway.message m ON m.seq = g.message_seq
+                JOIN laneway.subscription s ON s.id = g.subscription_id
                 ON CONFLICT (message_seq, subscription_id) DO NOTHING
             ), woken AS (
                 SELECT count(pg_notify('laneway', w.subscription_id::text)) AS subscriptions

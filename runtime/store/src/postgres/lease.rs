@@ -164,12 +164,13 @@ pub(super) async fn next_due(database: &Database, subscription: SubscriptionId) 
         WITH RECURSIVE level AS (
             SELECT l.lane, top.priority FROM (VALUES (0::smallint), (1::smallint)) l(lane) CROSS JOIN LATERAL (
                 SELECT d.priority FROM laneway.delivery d
-                WHERE d.subscription_id = $1 AND d.lane = l.lane ORDER BY d.priority DESC LIMIT 1
+                WHERE d.subscription_id = $1 AND d.lane = l.lane AND d.parked IS NOT TRUE ORDER BY d.priority DESC LIMIT 1
             ) top
             UNION ALL
             SELECT level.lane, below.priority FROM level CROSS JOIN LATERAL (
                 SELECT d.priority FROM laneway.delivery d
-                WHERE d.subscription_id = $1 AND d.lane = level.lane AND d.priority < level.priority
+                WHERE d.subscription_id = $1 AND d.lane = level.lane AND d.parked IS NOT TRUE
+                    AND d.priority < level.priority
                 ORDER BY d.priority DESC LIMIT 1
             ) below
         )
@@ -178,7 +179,7 @@ pub(super) async fn next_due(database: &Database, subscription: SubscriptionId) 
             SELECT waiting.available_at FROM level CROSS JOIN LATERAL (
                 SELECT d.available_at FROM laneway.delivery d
                 WHERE d.subscription_id = $1 AND d.lane = level.lane AND d.priority = level.priority
-                    AND d.available_at > now()
+                    AND d.available_at > now() AND d.parked IS NOT TRUE
                 ORDER BY d.available_at LIMIT 1
             ) waiting
             UNION ALL

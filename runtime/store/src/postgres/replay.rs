@@ -47,7 +47,7 @@ pub(super) async fn replay(
         WITH part AS MATERIALIZED (
             SELECT m.seq FROM laneway.message m WHERE m.seq > $6 ORDER BY m.seq LIMIT $7
         ), chosen AS MATERIALIZED (
-            SELECT m.seq, m.id, s.id AS subscription_id
+            SELECT m.seq, m.id, s.id AS subscription_id, CASE WHEN s.ordered THEN m.key END AS key
             FROM laneway.subscription s CROSS JOIN part p JOIN laneway.message m ON m.seq = p.seq
             WHERE s.name = $1 AND s.active AND ",
         replayed!(),
@@ -59,8 +59,8 @@ pub(super) async fn replay(
         ), routed AS (
             DELETE FROM laneway.unrouted u USING chosen c WHERE u.message_seq = c.seq
         ), owed AS (
-            INSERT INTO laneway.delivery (message_seq, available_at, subscription_id, priority, lane)
-            SELECT c.seq, now(), c.subscription_id, $8, 1 FROM chosen c
+            INSERT INTO laneway.delivery (message_seq, available_at, subscription_id, priority, lane, key, parked)
+            SELECT c.seq, now(), c.subscription_id, $8, 1, c.key, CASE WHEN c.key IS NOT NULL THEN false END FROM chosen c
             ON CONFLICT (message_seq, subscription_id) DO NOTHING
             RETURNING message_seq
         ), noted AS (

@@ -35,7 +35,8 @@ pub(super) async fn settle(database: &Database, group: &[Settlement]) -> Outcome
 async fn settle_once(database: &Database, group: &[Settlement]) -> Outcome<SettleReport> {
     let parts = Parts::of(group);
     let mut fenced = Fenced::default();
-    if parts.is_one_statement() {
+    let frees_keys = group.iter().any(|settlement| settlement.freed_key().is_some());
+    if parts.is_one_statement() && !frees_keys {
         // It commits by itself: one round trip for the ordinary group.
         parts.fence(&mut database.connection().await?, &mut fenced).await?;
         return Ok(fenced.committed());
@@ -62,6 +63,9 @@ async fn settle_once(database: &Database, group: &[Settlement]) -> Outcome<Settl
     if !stale.is_empty() {
         transaction.roll_back().await?;
         return Ok(fenced.conflict(stale));
+    }
+    if frees_keys {
+        free_keys(&mut transaction, group, &fenced.lost).await?;
     }
     let completed = || happening.iter().filter(|settled| matches!(settled.verdict, Verdict::Complete { .. }));
     state::add(&mut transaction, completed().flat_map(|settlement| &settlement.adds)).await?;
@@ -148,6 +152,34 @@ impl<'a> Parts<'a> {
         }
         Ok(())
     }
+}
+
+/// Leaves word that the next messages of keys may come, and wakes who will look.
+async fn free_keys(session: &mut impl Session, group: &[Settlement], lost: &[usize]) -> Outcome<()> {
+    let query = "-- settle.free_keys
+        WITH ended AS MATERIALIZED (
+            SELECT * FROM unnest($1::integer[], $2::text[], $3::text[]) AS e(subscription_id, key, message_id)
+        ), freed AS (
+            -- Its message may be gone, and the key be another's since.
+            DELETE FROM laneway.busy_key b USING ended e, laneway.message m
+            WHERE b.subscription_id = e.subscription_id AND b.key = e.key AND m.seq = b.message_seq
+                AND m.id = e.message_id
+        ), word AS (
+            INSERT INTO laneway.freed_key (subscription_id, key) SELECT e.subscription_id, e.key FROM ended e
+        )
+        SELECT count(pg_notify('laneway', e.subscription_id::text))
+        FROM (SELECT DISTINCT e.subscription_id FROM ended e) e";
+    let ended: Vec<(i32, &str, &str)> = group
+        .iter()
+        .enumerate()
+        .filter(|(position, _)| !lost.contains(position))
+        .filter_map(|(_, settled)| Some((settled.subscription.0, settled.freed_key()?, settled.message.as_str())))
+        .collect();
+    let statement = sqlx::query(query)
+        .bind(ended.iter().map(|ended| ended.0).collect::<Vec<_>>())
+        .bind(ended.iter().map(|ended| ended.1).collect::<Vec<_>>())
+        .bind(ended.iter().map(|ended| ended.2).collect::<Vec<_>>());
+    session.execute(statement).await
 }
 
 fn selection(part: &[Placed<'_>]) -> Selection {
@@ -264,15 +296,17 @@ async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<u
         fence!("$7::bigint[], $8::boolean[], $9::text[]" as "delay, counted, error"),
         "due AS (
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
-                attempt, lane, last_error)
+                attempt, lane, last_error, key)
             SELECT l.message_seqs[g.place], now() + g.delay * interval '1 microsecond',
                 CASE WHEN g.counted OR l.attempts[g.place] > 1
                     THEN coalesce(l.first_attempts_at[g.place], l.leased_at) END,
                 l.subscription_id, l.priorities[g.place],
                 CASE WHEN g.counted THEN l.attempts[g.place] ELSE greatest(l.attempts[g.place] - 1, 0) END,
-                l.lane, CASE WHEN g.counted THEN g.error ELSE l.last_errors[g.place] END
+                l.lane, CASE WHEN g.counted THEN g.error ELSE l.last_errors[g.place] END,
+                CASE WHEN s.ordered THEN m.key END
             FROM g JOIN laneway.lease l ON l.token = g.token
-            WHERE EXISTS (SELECT FROM laneway.message m WHERE m.seq = l.message_seqs[g.place])
+            JOIN laneway.subscription s ON s.id = l.subscription_id
+            JOIN laneway.message m ON m.seq = l.message_seqs[g.place]
             ON CONFLICT (message_seq, subscription_id) DO NOTHING
             RETURNING subscription_id, available_at
         )

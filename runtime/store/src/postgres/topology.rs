@@ -66,6 +66,7 @@ pub(super) async fn apply(database: &Database, topology: &Topology) -> Outcome<A
         UPDATE laneway.subscription SET active = false WHERE active";
     transaction.execute(sqlx::query(query)).await?;
     for subscription in &topology.subscriptions {
+        reorder(&mut transaction, subscription).await?;
         put(&mut transaction, subscription).await?;
     }
     let query = "-- topology.insert
@@ -84,11 +85,11 @@ pub(super) async fn apply(database: &Database, topology: &Topology) -> Outcome<A
 async fn put(session: &mut impl Session, subscription: &Subscription) -> Outcome<()> {
     let query = "-- topology.put
         INSERT INTO laneway.subscription
-            (name, pattern, topic_regex, exact_topic, kind, lane_threshold, active, policies)
-        VALUES ($1, $2, $3, $4, $5, $6, true, $7::text::jsonb)
+            (name, pattern, topic_regex, exact_topic, kind, lane_threshold, ordered, active, policies)
+        VALUES ($1, $2, $3, $4, $5, $6, $8, true, $7::text::jsonb)
         ON CONFLICT (name) DO UPDATE SET pattern = excluded.pattern, topic_regex = excluded.topic_regex,
             exact_topic = excluded.exact_topic, kind = excluded.kind, lane_threshold = excluded.lane_threshold,
-            active = true, policies = excluded.policies";
+            ordered = excluded.ordered, active = true, policies = excluded.policies";
     let policies = serde_json::to_string(subscription).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let pattern = &subscription.pattern;
     let statement = sqlx::query(query)
@@ -98,8 +99,38 @@ async fn put(session: &mut impl Session, subscription: &Subscription) -> Outcome
         .bind(is_exact(pattern).then(|| pattern.as_str()))
         .bind(subscription.kind.as_str())
         .bind(subscription.lane_threshold.0)
-        .bind(policies);
+        .bind(policies)
+        .bind(subscription.is_ordered());
     session.execute(statement).await
+}
+
+/// Where the ordering changes, what is owed already changes with it. What is in work ends as it began.
+async fn reorder(session: &mut impl Session, subscription: &Subscription) -> Outcome<()> {
+    let query = "-- topology.lock_lines
+        SELECT s.id, pg_advisory_xact_lock(1818326629, s.id)::text FROM laneway.subscription s
+        WHERE s.name = $1 AND s.ordered <> $2";
+    let statement = sqlx::query(query).bind(subscription.name.as_str()).bind(subscription.is_ordered());
+    let Some(row) = session.optional(statement).await? else { return Ok(()) };
+    let id: i32 = row.try_get(0)?;
+    let queries: &[&'static str] = match subscription.is_ordered() {
+        true => &["-- topology.line_up
+            UPDATE laneway.delivery d SET key = m.key,
+                parked = CASE WHEN d.available_at <= now() AND d.attempt = 0 THEN false END
+            FROM laneway.message m
+            WHERE d.subscription_id = $1 AND m.seq = d.message_seq AND m.key IS NOT NULL"],
+        false => &[
+            "-- topology.let_out
+            UPDATE laneway.delivery SET key = NULL, parked = NULL WHERE subscription_id = $1 AND key IS NOT NULL",
+            "-- topology.forget_busy_keys
+            DELETE FROM laneway.busy_key WHERE subscription_id = $1",
+            "-- topology.forget_freed_keys
+            DELETE FROM laneway.freed_key WHERE subscription_id = $1",
+        ],
+    };
+    for &query in queries {
+        session.execute(sqlx::query(query).bind(id)).await?;
+    }
+    Ok(())
 }
 
 fn is_exact(pattern: &TopicPattern) -> bool {

@@ -50,7 +50,8 @@ async fn sweep(database: &Database, dead: u64) -> Outcome<bool> {
     if (dead as f64) < rows * PART {
         return Ok(false);
     }
-    let vacuum = "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE OFF, PARALLEL 0) laneway.delivery, laneway.lease";
+    let vacuum = "VACUUM (SKIP_LOCKED, INDEX_CLEANUP ON, TRUNCATE OFF, PARALLEL 0)
+        laneway.delivery, laneway.lease, laneway.busy_key, laneway.freed_key";
     connection.execute(sqlx::query(vacuum)).await?;
     Ok(true)
 }

@@ -56,7 +56,7 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
         .map(|row| {
             let id: i32 = row.try_get(0)?;
             let lanes = Lane::ALL.map(|lane| {
-                let none = LaneStatus { lane, due: 0, leased: 0, delayed: 0, oldest_due_seconds: None };
+                let none = LaneStatus { lane, due: 0, parked: 0, leased: 0, delayed: 0, oldest_due_seconds: None };
                 lanes.remove(&(id, lane)).unwrap_or(none)
             });
             Ok(SubscriptionStatus {
@@ -89,16 +89,18 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
 async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneStatus>> {
     let query = "-- view.lanes
         SELECT o.subscription_id, o.lane, sum(o.due)::bigint, sum(o.leased)::bigint, sum(o.delayed)::bigint,
+            sum(o.parked)::bigint,
             extract(epoch FROM now() - min(o.oldest_due))::float8
         FROM (
-            SELECT d.subscription_id, d.lane, count(*) FILTER (WHERE d.available_at <= now()) AS due, 0 AS leased,
-                count(*) FILTER (WHERE d.available_at > now()) AS delayed,
+            SELECT d.subscription_id, d.lane,
+                count(*) FILTER (WHERE d.available_at <= now() AND d.parked IS NOT TRUE) AS due, 0 AS leased,
+                count(*) FILTER (WHERE d.available_at > now()) AS delayed, count(*) FILTER (WHERE d.parked) AS parked,
                 min(d.available_at) FILTER (WHERE d.available_at <= now()) AS oldest_due
             FROM laneway.delivery d GROUP BY d.subscription_id, d.lane
             UNION ALL
             SELECT l.subscription_id, l.lane,
                 coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until <= now()), 0),
-                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until > now()), 0), 0,
+                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until > now()), 0), 0, 0,
                 min(l.leased_until) FILTER (WHERE l.leased_until <= now())
             FROM laneway.lease l GROUP BY l.subscription_id, l.lane
         ) o GROUP BY o.subscription_id, o.lane";
@@ -111,9 +113,10 @@ async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneS
             let status = LaneStatus {
                 lane,
                 due: count(row, 2)?,
+                parked: count(row, 5)?,
                 leased: count(row, 3)?,
                 delayed: count(row, 4)?,
-                oldest_due_seconds: row.try_get(5)?,
+                oldest_due_seconds: row.try_get(6)?,
             };
             Ok(((row.try_get(0)?, lane), status))
         })

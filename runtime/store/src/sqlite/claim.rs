@@ -15,6 +15,9 @@ use sqlx::Row;
 use super::connection::{Connections, Reader, from_hex, json, millis, now_ms};
 use super::writer::{Durability, Ran, Script};
 
+/// Due deliveries of an ordered subscription that a claim looks at if it may take fewer: most may be of one key.
+const LOOKED_AT_MIN: u32 = 256;
+
 /// Leases due deliveries of one lane.
 pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
     // A look first: with nothing due, nobody's write is held up.
@@ -27,7 +30,7 @@ pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> R
         if left == 0 {
             break;
         }
-        match lease(connections, &request, &due, priority, left).await {
+        match lease_priority(connections, &request, &due, priority, left).await {
             Ok(more) => deliveries.extend(more),
             Err(error) if deliveries.is_empty() => return Err(error),
             // What is leased already must get to work.
@@ -59,16 +62,18 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
         "-- claim.probe
         WITH RECURSIVE hop (priority) AS (
             SELECT max(d.priority) FROM laneway_delivery d WHERE d.subscription_id = ?1 AND d.lane = ?2
+                AND d.parked IS NOT 1
             UNION ALL
             SELECT (SELECT max(d.priority) FROM laneway_delivery d
-                WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority < hop.priority)
+                WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.parked IS NOT 1 AND d.priority < hop.priority)
             FROM hop WHERE hop.priority IS NOT NULL
         )
         SELECT hop.priority, random() & 9223372036854775807, ",
         now_ms!(),
         " FROM hop
         WHERE hop.priority IS NOT NULL AND EXISTS (SELECT 1 FROM laneway_delivery d
-            WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority = hop.priority AND d.available_at <= ",
+            WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority = hop.priority AND d.parked IS NOT 1
+            AND d.available_at <= ",
         now_ms!(),
         ")
         ORDER BY hop.priority DESC LIMIT ?3 + 0"
@@ -119,26 +124,104 @@ struct Claimed {
     processed: u8,
 }
 
-async fn lease(
+/// Leases due deliveries of a priority. Where all that it looks at have to wait for others of their key, it looks on.
+async fn lease_priority(
     connections: &Connections,
     request: &ClaimRequest,
     due: &Due,
     priority: i64,
     limit: u32,
 ) -> Result<Vec<Delivery>, StoreError> {
-    // The index gives the order of these rows, so that the limit ends the scan. Tokens are not looked at: what is due is
-    // free. The time is that of the look: under the write lock, and with one time, both statements find the same rows.
-    // A bare parameter as the limit would be looked at by the planner, which then plans anew for each value bound.
-    macro_rules! due {
-        () => {
-            "FROM laneway_delivery
-            WHERE subscription_id = ? AND lane = ? AND priority = ? AND available_at <= ?
-            ORDER BY available_at, message_seq LIMIT ? + 0"
-        };
+    loop {
+        let Leased { deliveries, parked } = lease(connections, request, due, priority, limit).await?;
+        if !deliveries.is_empty() || parked == 0 {
+            return Ok(deliveries);
+        }
+    }
+}
+
+/// The first deliveries of a priority that are due. The index gives their order, so that the limit ends the scan. Tokens
+/// are not looked at: what is due is free. The time is that of the look: under the write lock, and with one time, all
+/// statements of a claim find the same rows.
+///
+/// A bare parameter as the limit would be looked at by the planner, which then plans anew for each value bound.
+macro_rules! due {
+    () => {
+        "FROM laneway_delivery
+        WHERE subscription_id = ? AND lane = ? AND priority = ? AND parked IS NOT 1 AND available_at <= ?
+        ORDER BY available_at, message_seq LIMIT ? + 0"
+    };
+}
+
+/// The condition that due delivery `d` of an ordered subscription has to wait: its key is busy with another one, or there
+/// is one before it in the line.
+macro_rules! blocked {
+    () => {
+        "d.key IS NOT NULL AND coalesce(
+            (SELECT b.message_seq <> d.message_seq FROM laneway_busy_key b
+                WHERE b.subscription_id = d.subscription_id AND b.key = d.key),
+            EXISTS (SELECT 1 FROM laneway_delivery e
+                WHERE e.subscription_id = d.subscription_id AND e.key = d.key AND e.parked IS NOT NULL
+                    AND e.message_seq < d.message_seq))"
+    };
+}
+
+/// The condition that delivery `d` of an ordered subscription is to be taken.
+macro_rules! free {
+    () => {
+        "d.key IS NULL OR EXISTS (SELECT 1 FROM laneway_busy_key b
+            WHERE b.subscription_id = d.subscription_id AND b.key = d.key AND b.message_seq = d.message_seq)"
+    };
+}
+
+/// What a claim of one priority did.
+struct Leased {
+    deliveries: Vec<Delivery>,
+    /// Due deliveries that have to wait for others of their key.
+    parked: u64,
+}
+
+async fn lease(
+    connections: &Connections,
+    request: &ClaimRequest,
+    due: &Due,
+    priority: i64,
+    limit: u32,
+) -> Result<Leased, StoreError> {
+    let bind_due = |script: &mut Script, limit: u32| {
+        script.bind(request.subscription.0)?;
+        script.bind(request.lane.number())?;
+        script.bind(priority)?;
+        script.bind(due.now)?;
+        script.bind(limit)
+    };
+    let mut script = Script::new();
+    let mut parking = None;
+    if request.ordered {
+        parking = Some(script.step(concat!(
+            "-- claim.park
+            UPDATE laneway_delivery SET parked = 1 WHERE id IN (SELECT d.id FROM (SELECT * ",
+            due!(),
+            ") d WHERE ",
+            blocked!(),
+            ")"
+        )));
+        bind_due(&mut script, limit.max(LOOKED_AT_MIN))?;
+        // Of several that were delayed and become due together, none is in line yet: the first of them comes first.
+        script.step(concat!(
+            "-- claim.occupy
+            INSERT INTO laneway_busy_key (subscription_id, key, message_seq)
+            SELECT d.subscription_id, d.key, d.message_seq FROM (SELECT * ",
+            due!(),
+            ") d WHERE d.key IS NOT NULL AND NOT (",
+            blocked!(),
+            ") ORDER BY d.message_seq ON CONFLICT (subscription_id, key) DO NOTHING"
+        ));
+        bind_due(&mut script, limit)?;
     }
     // One row for all: each row is a message between threads.
     macro_rules! select {
-        ($processed:literal) => {
+        ($processed:expr, $free:expr) => {
             concat!(
                 "-- claim.select
                 SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq, d.attempt,
@@ -154,41 +237,47 @@ async fn lease(
                 "))
                 FROM (SELECT * ",
                 due!(),
-                ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq"
+                ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq WHERE ",
+                $free
             )
         };
     }
-    let mut script = Script::new();
-    script.step(match request.check_markers {
-        true => select!(
+    macro_rules! processed {
+        () => {
             "EXISTS (SELECT 1 FROM laneway_marker k
                 WHERE k.subscription_id = d.subscription_id AND k.message_id = m.id)"
-        ),
-        false => select!("0"),
+        };
+    }
+    script.step(match (request.check_markers, request.ordered) {
+        (true, false) => select!(processed!(), "true"),
+        (false, false) => select!("0", "true"),
+        (true, true) => select!(processed!(), free!()),
+        (false, true) => select!("0", free!()),
     });
-    let bind_due = |script: &mut Script| {
-        script.bind(request.subscription.0)?;
-        script.bind(request.lane.number())?;
-        script.bind(priority)?;
-        script.bind(due.now)?;
-        script.bind(limit)
-    };
-    bind_due(&mut script)?;
-    script.step(concat!(
-        "-- claim.lease
-        UPDATE laneway_delivery SET lease_token = ?, available_at = ",
-        now_ms!(),
-        " + ?, attempt = attempt + 1,
-            first_attempt_at = coalesce(first_attempt_at, ",
-        now_ms!(),
-        ")
-        WHERE id IN (SELECT id ",
-        due!(),
-        ")"
-    ));
+    bind_due(&mut script, limit)?;
+    macro_rules! lease {
+        ($which:expr) => {
+            concat!(
+                "-- claim.lease
+                UPDATE laneway_delivery SET lease_token = ?, parked = NULL, available_at = ",
+                now_ms!(),
+                " + ?, attempt = attempt + 1,
+                    first_attempt_at = coalesce(first_attempt_at, ",
+                now_ms!(),
+                ")
+                WHERE id IN (",
+                $which,
+                ")"
+            )
+        };
+    }
+    script.step(match request.ordered {
+        false => lease!(concat!("SELECT id ", due!())),
+        true => lease!(concat!("SELECT d.id FROM (SELECT * ", due!(), ") d WHERE ", free!())),
+    });
     script.bind(due.token.0)?;
     script.bind(millis(request.lease))?;
-    bind_due(&mut script)?;
+    bind_due(&mut script, limit)?;
 
     let mut answer = Vec::new();
     let ran = connections
@@ -197,16 +286,17 @@ async fn lease(
             Ok(())
         })
         .await?;
-    if let Ran::Stopped = ran {
+    let Ran::Committed(done) = ran else {
         return Err(StoreError::Other("claim was stopped".to_owned()));
-    }
+    };
+    let parked = parking.and_then(|step| done.get(step)).map_or(0, |done| done.rows_affected());
     // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.
     let answer =
         String::from_utf8(answer).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
     let mut claimed: Vec<Claimed> = serde_json::from_str(&answer)
         .map_err(|error| StoreError::Other(format!("claimed deliveries are not readable: {error}")))?;
     claimed.sort_by_key(|claimed| (claimed.due, claimed.seq));
-    complete(connections, request, priority, claimed).await
+    Ok(Leased { deliveries: complete(connections, request, priority, claimed).await?, parked })
 }
 
 /// Makes deliveries of what was claimed: fetches large payloads, and removes deliveries that have no message.

@@ -108,12 +108,14 @@ pub(super) async fn act(
             // One that is owed already stays as it is, and is no less delivered.
             let query = concat!(
                 "-- maintain.owe_again
-                INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at)
+                INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at, key, parked)
                 SELECT f.message_seq * 1048576 + f.subscription_id, f.subscription_id, f.lane, f.priority,
                     f.message_seq, ",
                 now_ms!(),
-                "
-                FROM laneway_dead_letter f WHERE f.id IN (SELECT value FROM json_each(?))
+                ", iif(s.ordered, m.key, NULL), iif(s.ordered AND m.key IS NOT NULL, 0, NULL)
+                FROM laneway_dead_letter f JOIN laneway_message m ON m.seq = f.message_seq
+                JOIN laneway_subscription s ON s.id = f.subscription_id
+                WHERE f.id IN (SELECT value FROM json_each(?))
                 ON CONFLICT (id) DO NOTHING"
             );
             transaction.execute(sqlx::query(query).bind(ids.as_str())).await?;

@@ -59,16 +59,16 @@ pub(super) async fn next_due(
         "-- lease.next_due
         WITH RECURSIVE hop (lane, priority) AS (
             SELECT l.value, (SELECT max(d.priority) FROM laneway_delivery d
-                WHERE d.subscription_id = ?1 AND d.lane = l.value)
+                WHERE d.subscription_id = ?1 AND d.lane = l.value AND d.parked IS NOT 1)
             FROM json_each('[0,1]') l
             UNION ALL
             SELECT hop.lane, (SELECT max(d.priority) FROM laneway_delivery d
-                WHERE d.subscription_id = ?1 AND d.lane = hop.lane AND d.priority < hop.priority)
+                WHERE d.subscription_id = ?1 AND d.lane = hop.lane AND d.parked IS NOT 1 AND d.priority < hop.priority)
             FROM hop WHERE hop.priority IS NOT NULL
         )
         SELECT min((SELECT min(d.available_at) FROM laneway_delivery d
             WHERE d.subscription_id = ?1 AND d.lane = hop.lane AND d.priority = hop.priority
-            AND d.available_at > ",
+            AND d.parked IS NOT 1 AND d.available_at > ",
         now_ms!(),
         ")) - ",
         now_ms!(),

@@ -145,6 +145,8 @@ impl Store for SqliteStore {
     async fn settle(&self, group: &[Settlement]) -> Result<SettleReport, StoreError> {
         let (report, newest) = settle::settle(self.connections(), group).await?;
         self.0.wakes.committed(newest);
+        let freeing = group.iter().filter(|settled| settled.freed_key().is_some());
+        self.0.wakes.let_out(&freeing.map(|settled| settled.subscription).collect());
         Ok(report)
     }
 

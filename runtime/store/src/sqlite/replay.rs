@@ -102,10 +102,12 @@ pub(super) async fn replay(
         transaction.execute(sqlx::query(query).bind(seqs.as_str())).await?;
         let query = concat!(
             "-- maintain.owe_messages
-            INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at)
-            SELECT r.value * 1048576 + ?1, ?1, 1, ?2, r.value, ",
+            INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at, key, parked)
+            SELECT r.value * 1048576 + s.id, s.id, 1, ?2, r.value, ",
             now_ms!(),
-            " FROM json_each(?3) r"
+            ", iif(s.ordered, m.key, NULL), iif(s.ordered AND m.key IS NOT NULL, 0, NULL)
+            FROM json_each(?3) r CROSS JOIN laneway_message m ON m.seq = r.value
+            CROSS JOIN laneway_subscription s ON s.id = ?1"
         );
         transaction.execute(sqlx::query(query).bind(id).bind(replay.priority.0).bind(seqs)).await?;
         let query = concat!(

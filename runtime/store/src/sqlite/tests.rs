@@ -21,6 +21,7 @@ fn subscription(name: &str, pattern: &str) -> Subscription {
         pattern: TopicPattern::parse(pattern).unwrap(),
         kind: SubscriptionKind::Handler,
         lane_threshold: Priority::NORMAL,
+        ordering: laneway_core::Ordering::None,
         idempotent: true,
         retry: RetryPolicy::default(),
         lease: Duration::from_secs(30),
@@ -60,7 +61,8 @@ async fn execute(connection: &mut SqliteConnection, sql: &'static str) {
 
 async fn claim(store: &SqliteStore, subscription: SubscriptionId) -> Option<Batch> {
     let lease = Duration::from_secs(30);
-    let request = ClaimRequest { subscription, lane: Lane::Primary, limit: 100, lease, check_markers: true };
+    let request =
+        ClaimRequest { subscription, lane: Lane::Primary, limit: 100, lease, check_markers: true, ordered: false };
     store.claim(request).await.unwrap()
 }
 
@@ -70,6 +72,7 @@ fn completions(batch: &Batch) -> Vec<Settlement> {
         delivery: delivery.id,
         token: batch.token,
         message: delivery.message.id.clone(),
+        key: None,
         verdict: Verdict::Complete { mark: true },
         reads: vec![],
         writes: vec![],

@@ -88,6 +88,7 @@ pub(super) async fn apply(connections: &Connections, topology: &Topology) -> Res
         UPDATE laneway_subscription SET active = 0 WHERE active";
     transaction.execute(sqlx::query(query)).await?;
     for subscription in &topology.subscriptions {
+        reorder(&mut transaction, subscription).await?;
         put(&mut transaction, subscription).await?;
     }
     let query = concat!(
@@ -108,7 +109,7 @@ async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Resu
     let form = PatternForm::of(&subscription.pattern)?;
     let query = "-- topology.put
         UPDATE laneway_subscription SET pattern = ?2, kind = ?3, topic_glob = ?4, dots_min = ?5, dots_max = ?6,
-            literals = ?7, lane_threshold = ?8, active = 1, policies = ?9
+            literals = ?7, lane_threshold = ?8, active = 1, policies = ?9, ordered = ?10
         WHERE name = ?1 AND kind <> 'consumer'";
     let changed = transaction.execute(bound(query, subscription, &form)?).await?.rows_affected();
     if changed > 0 {
@@ -117,8 +118,9 @@ async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Resu
     // An insert that turns into an update would use up a number each time.
     let query = "-- topology.add
         INSERT INTO laneway_subscription
-            (name, pattern, kind, topic_glob, dots_min, dots_max, literals, lane_threshold, active, policies)
-        SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 1, ?9
+            (name, pattern, kind, topic_glob, dots_min, dots_max, literals, lane_threshold, active, policies,
+                ordered)
+        SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 1, ?9, ?10
         WHERE NOT EXISTS (SELECT 1 FROM laneway_subscription s WHERE s.name = ?1)";
     match transaction.execute(bound(query, subscription, &form)?).await?.rows_affected() {
         0 => Err(StoreError::Refused(format!(
@@ -127,6 +129,34 @@ async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Resu
         ))),
         _ => Ok(()),
     }
+}
+
+/// Where the ordering changes, what is owed already changes with it. What is in work ends as it began.
+async fn reorder(transaction: &mut Transaction, subscription: &Subscription) -> Result<(), StoreError> {
+    let queries: &[&'static str] = match subscription.is_ordered() {
+        true => &[concat!(
+            "-- topology.line_up
+            UPDATE laneway_delivery AS d SET key = m.key,
+                parked = CASE WHEN d.attempt = 0 AND d.available_at <= ",
+            now_ms!(),
+            " THEN 0 END
+            FROM laneway_subscription s, laneway_message m
+            WHERE s.name = ? AND NOT s.ordered AND d.subscription_id = s.id AND m.seq = d.message_seq
+                AND m.key IS NOT NULL"
+        )],
+        false => &[
+            "-- topology.let_out
+            UPDATE laneway_delivery AS d SET key = NULL, parked = NULL FROM laneway_subscription s
+            WHERE s.name = ? AND s.ordered AND d.subscription_id = s.id AND d.key IS NOT NULL",
+            "-- topology.forget_busy_keys
+            DELETE FROM laneway_busy_key WHERE subscription_id IN (
+                SELECT s.id FROM laneway_subscription s WHERE s.name = ? AND s.ordered)",
+        ],
+    };
+    for &query in queries {
+        transaction.execute(sqlx::query(query).bind(subscription.name.as_str())).await?;
+    }
+    Ok(())
 }
 
 fn bound<'q>(
@@ -143,7 +173,8 @@ fn bound<'q>(
         .bind(form.dots_max)
         .bind(&form.literals)
         .bind(subscription.lane_threshold.0)
-        .bind(json(subscription)?))
+        .bind(json(subscription)?)
+        .bind(subscription.is_ordered()))
 }
 
 /// Puts the limit into a trigger of its own, as a number: a producer's insert looks nothing up.

@@ -66,6 +66,7 @@ pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
                         Ok(lanes.remove(&(id, lane)).unwrap_or(LaneStatus {
                             lane,
                             due: 0,
+                            parked: 0,
                             leased: 0,
                             delayed: 0,
                             oldest_due_seconds: None,
@@ -98,22 +99,33 @@ async fn lanes(reader: &mut Reader) -> Result<HashMap<(i64, Lane), LaneStatus>, 
         FROM (SELECT ",
         now_ms!(),
         " AS now) c CROSS JOIN laneway_delivery d INDEXED BY laneway_delivery_due
-        GROUP BY d.subscription_id, d.lane"
+        WHERE d.parked IS NOT 1 GROUP BY d.subscription_id, d.lane"
     );
-    let rows = reader
+    let mut lanes: HashMap<(i64, Lane), LaneStatus> = reader
         .all(sqlx::query(query), |row| {
             let lane = lane(row.try_get(1)?)?;
             let status = LaneStatus {
                 lane,
                 due: count(row, 2)?,
+                parked: 0,
                 leased: count(row, 3)?,
                 delayed: count(row, 4)?,
                 oldest_due_seconds: row.try_get(5)?,
             };
             Ok(((row.try_get(0)?, lane), status))
         })
+        .await?
+        .into_iter()
+        .collect();
+    let query = "-- view.parked
+        SELECT subscription_id, lane, count(*) FROM laneway_delivery WHERE parked = 1 GROUP BY subscription_id, lane";
+    let parked = reader
+        .all(sqlx::query(query), |row| Ok(((row.try_get(0)?, lane(row.try_get(1)?)?), count(row, 2)?)))
         .await?;
-    Ok(rows.into_iter().collect())
+    for (key, parked) in parked {
+        lanes.entry(key).or_insert_with(|| LaneStatus { lane: key.1, ..LaneStatus::default() }).parked = parked;
+    }
+    Ok(lanes)
 }
 
 /// The columns of a message in a list. The status is derived for the rows that are looked at, no others.

@@ -54,6 +54,13 @@ impl Wakes {
         }
     }
 
+    /// A commit of this store let the next messages of keys out of their lines.
+    pub(super) fn let_out(&self, subscriptions: &HashSet<SubscriptionId>) {
+        if !subscriptions.is_empty() {
+            self.wake(|subscription| subscriptions.contains(&subscription));
+        }
+    }
+
     fn wake(&self, which: impl Fn(SubscriptionId) -> bool) {
         for (subscription, notify) in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             if which(*subscription) {
