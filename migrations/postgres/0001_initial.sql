@@ -242,11 +242,11 @@ COMMENT ON COLUMN laneway.lease.last_errors IS 'Errors of the last attempts that
 
 CREATE VIEW laneway.owed AS
     SELECT d.message_seq, d.subscription_id, d.lane, d.priority, d.available_at, d.attempt, d.first_attempt_at,
-        d.last_error, NULL::bigint AS lease_token
+        d.last_error, coalesce(d.parked, false) AS parked, NULL::bigint AS lease_token
     FROM laneway.delivery d
     UNION ALL
     SELECT u.message_seq, l.subscription_id, l.lane, u.priority, l.leased_until, u.attempt,
-        coalesce(u.first_attempt_at, l.leased_at), u.last_error, l.token
+        coalesce(u.first_attempt_at, l.leased_at), u.last_error, false, l.token
     FROM laneway.lease l
     CROSS JOIN LATERAL unnest(l.message_seqs, l.priorities, l.attempts, l.first_attempts_at, l.last_errors)
         WITH ORDINALITY AS u(message_seq, priority, attempt, first_attempt_at, last_error, place)

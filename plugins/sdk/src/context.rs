@@ -1,5 +1,7 @@
 //! What a handler's function is given beside the payload.
 
+use serde::Serialize;
+
 use crate::bindings::laneway::plugin::effects::{self, EmitError};
 use crate::{Attempt, Failure, Message, Outgoing, State, config};
 
@@ -37,6 +39,16 @@ impl Context {
     #[must_use]
     pub fn state(&self) -> State {
         State::new()
+    }
+
+    /// Notes something with the marker that says that this message is processed: JSON of at most 4,096 bytes, to be
+    /// seen with `laneway messages show`. The last one holds; a subscription without markers keeps none.
+    ///
+    /// # Errors
+    /// [`Failure::Reject`] with code `metadata_refused` if it is too long, has a NUL character, or JSON cannot hold it.
+    pub fn annotate<T: Serialize + ?Sized>(&self, metadata: &T) -> Result<(), Failure> {
+        let text = serde_json::to_string(metadata).map_err(|error| Failure::reject("metadata_refused", error))?;
+        effects::annotate(&text).map_err(|why| Failure::reject("metadata_refused", why))
     }
 
     /// Sends a message when this one is committed, and answers its id. The host ends the attempt where a key, a

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{Name, NewMessage, StoreError};
+use crate::{MarkerMetadata, Name, NewMessage, StoreError};
 
 /// Identity of one value of one state key. Drawn at random for each write, so that a key deleted and written again
 /// never shows an old version.
@@ -69,13 +69,19 @@ pub struct Effects {
     pub adds: Vec<(Arc<str>, i64)>,
     /// Messages emitted, in order.
     pub emits: Vec<NewMessage>,
+    /// What the marker is to say beside that the message is processed.
+    pub metadata: Option<MarkerMetadata>,
 }
 
 impl Effects {
     /// Whether nothing was read or written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.reads.is_empty() && self.writes.is_empty() && self.adds.is_empty() && self.emits.is_empty()
+        self.reads.is_empty()
+            && self.writes.is_empty()
+            && self.adds.is_empty()
+            && self.emits.is_empty()
+            && self.metadata.is_none()
     }
 }
 

@@ -11,6 +11,7 @@ mod id;
 mod invoke;
 mod lane;
 mod maintenance;
+mod marker;
 mod message;
 mod retry;
 mod schedule;
@@ -28,6 +29,7 @@ pub use id::{DeliveryId, InvalidName, LeaseToken, MessageId, Name, PluginDigest,
 pub use invoke::{Attempt, Call, Interrupt, Invocation, Invoker, SandboxUse};
 pub use lane::{Lane, Priority};
 pub use maintenance::{Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, Replay, Step};
+pub use marker::{InvalidMetadata, MARKER_METADATA_BYTES_MAX, MarkerMetadata};
 pub use message::{CONTENT_TYPE_JSON, Enqueued, Header, Message, NewMessage};
 pub use retry::{InvalidRetry, RetryDecision, RetryPolicy, RetrySchedule};
 pub use schedule::{
@@ -38,6 +40,6 @@ pub use store::{Store, StoreError};
 pub use topic::{InvalidPattern, InvalidTopic, Segment, Topic, TopicPattern};
 pub use topology::{AppliedTopology, BreakerPolicy, Ordering, Subscription, SubscriptionKind, Topology};
 pub use view::{
-    DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MessageFilter, MessageStatus, MessageView,
-    NodeStatus, Status, SubscriptionStatus,
+    DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MarkerView, MessageFilter, MessageStatus,
+    MessageView, NodeStatus, Status, SubscriptionStatus,
 };

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
-    CounterAdd, DeliveryId, ErrorText, LeaseToken, MessageId, Name, NewMessage, PluginDigest, Reason, StateRead,
-    StateVersion, StateWrite, SubscriptionId,
+    CounterAdd, DeliveryId, ErrorText, LeaseToken, MarkerMetadata, MessageId, Name, NewMessage, PluginDigest,
+    Reason, StateRead, StateVersion, StateWrite, SubscriptionId,
 };
 
 /// What becomes of a delivery.
@@ -68,6 +68,8 @@ pub struct Settlement {
     pub adds: Vec<CounterAdd>,
     /// Messages that it emits; only with [`Verdict::Complete`].
     pub emits: Vec<NewMessage>,
+    /// What its marker says beside; only with a marker.
+    pub metadata: Option<MarkerMetadata>,
 }
 
 impl Settlement {
@@ -211,6 +213,7 @@ mod tests {
                 .collect(),
             adds: vec![],
             emits: vec![],
+            metadata: None,
         }
     }
 

@@ -83,6 +83,21 @@ pub struct MessageView {
     /// Deliveries still owed, where a single message is shown.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deliveries: Vec<DeliveryView>,
+    /// Who has processed it, as far as markers tell, where a single message is shown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub markers: Vec<MarkerView>,
+}
+
+/// A marker as it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MarkerView {
+    /// The subscription or consumer.
+    pub subscription: Name,
+    /// When its effects were committed.
+    pub processed_at: Timestamp,
+    /// What it noted: JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Value>,
 }
 
 /// A delivery as it is shown.
@@ -98,6 +113,8 @@ pub struct DeliveryView {
     pub attempt: u32,
     /// Whether it is leased.
     pub leased: bool,
+    /// Whether it waits behind another message of its key.
+    pub parked: bool,
     /// Error of the last counted attempt.
     pub last_error: Option<String>,
 }

@@ -134,6 +134,7 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
             effects.writes.clear();
             effects.adds.clear();
             effects.emits.clear();
+            effects.metadata = None;
             tell(work, &item, &failure, &plugin);
             opened = match &failure {
                 Failure::Retry { .. } | Failure::UnknownOutcome { .. } => work.breaker.failed(Instant::now()),
@@ -159,6 +160,7 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
         .map(|(key, delta)| CounterAdd { namespace: work.subscription.name.clone(), key, delta })
         .collect();
     settlement.emits = std::mem::take(&mut effects.emits);
+    settlement.metadata = effects.metadata.take();
     if effects.reads.is_empty() && effects.writes.is_empty() {
         settler.push(Outcome::new(work, item, settlement, None));
         return None;
@@ -211,6 +213,7 @@ pub(crate) fn settlement(work: &Active, item: &Item, verdict: Verdict) -> Settle
         writes: Vec::new(),
         adds: Vec::new(),
         emits: Vec::new(),
+        metadata: None,
     }
 }
 

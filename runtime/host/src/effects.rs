@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use laneway_core::{CONTENT_TYPE_JSON, Effects, Header, MessageId, NewMessage, Priority, StateVersion, Topic};
+use laneway_core::{
+    CONTENT_TYPE_JSON, Effects, Header, MarkerMetadata, MessageId, NewMessage, Priority, StateVersion, Topic,
+};
 
 use crate::Limits;
 use crate::bindings::laneway::plugin::effects::{EmitError, Entry, Host, Outgoing};
@@ -54,6 +56,7 @@ pub(crate) struct Buffer {
     writes: Keyed<Written>,
     adds: Keyed<i64>,
     emits: Vec<NewMessage>,
+    metadata: Option<MarkerMetadata>,
     count: usize,
     bytes: usize,
 }
@@ -119,6 +122,7 @@ impl Buffer {
             writes: self.writes.entries.into_iter().map(|(key, written)| (key, written.value)).collect(),
             adds: self.adds.entries,
             emits: self.emits,
+            metadata: self.metadata,
         }
     }
 }
@@ -226,6 +230,18 @@ impl Host for Session {
             delay: outgoing.delay_ms.map(Duration::from_millis),
         });
         Ok(Ok(id.as_str().to_owned()))
+    }
+
+    fn annotate(&mut self, metadata: String) -> wasmtime::Result<Result<(), String>> {
+        self.subject()?;
+        match MarkerMetadata::parse(&metadata) {
+            Ok(metadata) => {
+                self.effects.spend(0, metadata.as_str().len(), &self.facts.limits)?;
+                self.effects.metadata = Some(metadata);
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(error.to_string())),
+        }
     }
 }
 

@@ -289,6 +289,7 @@ pub fn settlement(batch: &Batch, position: usize, verdict: Verdict) -> Settlemen
         writes: vec![],
         adds: vec![],
         emits: vec![],
+        metadata: None,
     }
 }
 

@@ -177,6 +177,7 @@ impl Run<'_> {
                 writes: vec![],
                 adds: vec![],
                 emits: vec![],
+                metadata: None,
             };
             if matches!(settlement.verdict, Verdict::Complete { .. }) {
                 settlement.adds.push(add(&format!("{subscription}/{}", delivery.message.id), 1));

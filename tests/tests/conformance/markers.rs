@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use laneway_core::{ClaimRequest, SettleReport, Settlement, Verdict};
+use laneway_core::{ClaimRequest, MarkerMetadata, MessageId, SettleReport, Settlement, Verdict};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
@@ -43,6 +43,21 @@ conformance! {
             batch.deliveries.iter().map(|delivery| (delivery.message.id.as_str(), delivery.processed)).collect();
         processed.sort_unstable();
         assert_eq!(processed, [("a", true), ("b", false)]);
+    }
+
+    async fn a_marker_says_what_was_noted(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue_ids(&["plain", "noted"]).await;
+        let batch = fixture.claim_some(subscription).await;
+        let note = "{\"carrier\":\"U'A \\\"\\ud83d\\ude00\",\"n\":[1,2.5,null]}";
+        let metadata = Some(MarkerMetadata::parse(note).unwrap());
+        fixture.settle_all(&[complete(&batch, 0), Settlement { metadata, ..complete(&batch, 1) }]).await;
+        for (id, wanted) in [("plain", None), ("noted", Some(note))] {
+            let message = fixture.store.message(&MessageId::parse(id).unwrap()).await.unwrap().unwrap();
+            let [marker] = &message.markers[..] else { panic!("{message:?}") };
+            assert_eq!(marker.subscription.as_str(), "handler");
+            assert_eq!(marker.metadata, wanted.map(|note| serde_json::from_str(note).unwrap()));
+        }
     }
 
     async fn a_duplicate_is_removed_and_has_no_effect(fixture: &Fixture) {

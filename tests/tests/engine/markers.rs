@@ -77,3 +77,26 @@ async fn a_guest_that_fails_after_its_writes_leaves_no_marker_and_no_effect() {
     assert_eq!(effects(&rig, 1).await, (1, 1, 0));
     assert_eq!(rig.store.counter(&subscription("s").name, "retry").await.unwrap(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_keeps_what_the_guest_noted() {
+    let long = format!("{{\"n\": \"{}\"}}", "x".repeat(5000));
+    let payloads = ["{\"carrier\": \"UA\"}", "{\"n\": \"\\u0000\"}", &long];
+    let (rig, marked) = markers_after("annotate", &payloads).await;
+    assert_eq!(marked, [payloads[0]]);
+    let mut dead: Vec<(String, String)> =
+        rig.dead_letters().await.into_iter().map(|letter| (letter.reason, letter.error)).collect();
+    dead.sort_unstable();
+    let wanted = [
+        "metadata has 5008 bytes; at most 4096 are allowed",
+        "metadata has a NUL character, which a database cannot hold",
+    ];
+    assert_eq!(dead, wanted.map(|why| ("guest:metadata_refused".to_owned(), why.to_owned())));
+    let all = MessageFilter { limit: 1000, ..MessageFilter::default() };
+    let mut noted = Vec::new();
+    for message in rig.store.messages(&all).await.unwrap() {
+        noted.extend(rig.store.message(&message.id).await.unwrap().unwrap().markers);
+    }
+    let [marker] = &noted[..] else { panic!("{noted:?}") };
+    assert_eq!(marker.metadata.as_ref().unwrap().to_string(), payloads[0].replace(' ', ""));
+}

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use jiff::Timestamp;
-use laneway_core::{Change, Cleanup, MessageFilter, MessageId, MessageStatus, Topic};
+use laneway_core::{Change, Cleanup, DeliveryView, MessageFilter, MessageId, MessageStatus, Topic};
 use serde::Serialize;
 
 use super::cleanup;
@@ -134,7 +134,11 @@ pub async fn run(shared: &Shared, command: Command) -> Result<()> {
             output::line(&format!("payload    {} ({} bytes)", message.content_type, message.payload_bytes))?;
             output::line(message.payload.as_deref().unwrap_or_default())?;
             for delivery in &message.deliveries {
-                let what = if delivery.leased { "leased until" } else { "due" };
+                let what = match delivery {
+                    DeliveryView { leased: true, .. } => "leased until",
+                    DeliveryView { parked: true, .. } => "behind another message of its key, due",
+                    _ => "due",
+                };
                 output::line(&format!(
                     "delivery   {} ({}), attempt {}, {what} {}{}",
                     delivery.subscription,
@@ -142,6 +146,14 @@ pub async fn run(shared: &Shared, command: Command) -> Result<()> {
                     delivery.attempt,
                     delivery.available_at,
                     delivery.last_error.as_ref().map_or_else(String::new, |error| format!(": {error}"))
+                ))?;
+            }
+            for marker in &message.markers {
+                output::line(&format!(
+                    "processed  by {} at {}{}",
+                    marker.subscription,
+                    marker.processed_at,
+                    marker.metadata.as_ref().map_or_else(String::new, |metadata| format!(": {metadata}"))
                 ))?;
             }
             Ok(())

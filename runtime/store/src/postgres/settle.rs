@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use laneway_core::{
-    ErrorText, NewMessage, PluginDigest, SettleReport, Settlement, StateConflict, Verdict, state_changes,
+    ErrorText, MarkerMetadata, NewMessage, PluginDigest, SettleReport, Settlement, StateConflict, Verdict,
+    state_changes,
 };
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
@@ -245,10 +246,10 @@ fn fenced<'q>(query: &'static str, selection: &'q Selection) -> Statement<'q> {
 async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &mut Fenced) -> Outcome<()> {
     let query = concat!(
         "-- settle.complete\n",
-        fence!("$7::integer[], $8::text[]" as "subscription_id, message_id"),
+        fence!("$7::integer[], $8::text[], $9::text[]" as "subscription_id, message_id, metadata"),
         "marked AS (
-            INSERT INTO laneway.marker (subscription_id, message_id)
-            SELECT g.subscription_id, g.message_id FROM g
+            INSERT INTO laneway.marker (subscription_id, message_id, metadata)
+            SELECT g.subscription_id, g.message_id, g.metadata::jsonb FROM g
             ON CONFLICT (subscription_id, message_id) DO NOTHING
             RETURNING subscription_id, message_id
         ), counted AS (
@@ -270,7 +271,12 @@ async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &
         .bind(marking().map(|(number, _)| selection.leases()[number]).collect::<Vec<_>>())
         .bind(marking().map(|(number, _)| selection.places()[number]).collect::<Vec<_>>())
         .bind(marking().map(|(_, (_, settlement))| settlement.subscription.0).collect::<Vec<_>>())
-        .bind(marking().map(|(_, (_, settlement))| settlement.message.as_str()).collect::<Vec<_>>());
+        .bind(marking().map(|(_, (_, settlement))| settlement.message.as_str()).collect::<Vec<_>>())
+        .bind(
+            marking()
+                .map(|(_, (_, settlement))| settlement.metadata.as_ref().map(MarkerMetadata::as_str))
+                .collect::<Vec<_>>(),
+        );
     let row = session.one(statement).await?;
     fenced_out.lost_of(part, missed(&selection, &row)?);
     let marked: Option<(Vec<i32>, Vec<String>)> =

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
-    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus,
-    MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
+    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MarkerView, MessageFilter, MessageId,
+    MessageStatus, MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Row as _};
@@ -174,6 +174,7 @@ fn message_view(row: &PgRow) -> Outcome<MessageView> {
             .ok_or_else(|| unreadable(format_args!("status {status} is unknown")))?,
         payload: None,
         deliveries: Vec::new(),
+        markers: Vec::new(),
     })
 }
 
@@ -262,7 +263,7 @@ pub(super) async fn message(database: &Database, id: &MessageId) -> Outcome<Opti
     view.payload = Some(printable(row.try_get(10)?));
     let query = "-- view.deliveries
         SELECT s.name, o.lane, o.available_at, o.attempt, o.lease_token IS NOT NULL AND o.available_at > now(),
-            o.last_error
+            o.last_error, o.parked
         FROM laneway.owed o JOIN laneway.subscription s ON s.id = o.subscription_id
         WHERE o.message_seq = $1 ORDER BY s.name";
     view.deliveries = session
@@ -276,7 +277,28 @@ pub(super) async fn message(database: &Database, id: &MessageId) -> Outcome<Opti
                 available_at: timestamp(row, 2)?,
                 attempt: attempts(row, 3)?,
                 leased: row.try_get(4)?,
+                parked: row.try_get(6)?,
                 last_error: row.try_get(5)?,
+            })
+        })
+        .collect::<Outcome<_>>()?;
+    let query = "-- view.markers
+        SELECT s.name, k.processed_at, k.metadata::text
+        FROM laneway.subscription s JOIN laneway.marker k ON k.subscription_id = s.id AND k.message_id = $1
+        ORDER BY s.name";
+    view.markers = session
+        .all(sqlx::query(query).bind(id.as_str()))
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(MarkerView {
+                subscription: name(row, 0)?,
+                processed_at: timestamp(row, 1)?,
+                metadata: row
+                    .try_get::<Option<&str>, _>(2)?
+                    .map(serde_json::from_str)
+                    .transpose()
+                    .map_err(unreadable)?,
             })
         })
         .collect::<Outcome<_>>()?;

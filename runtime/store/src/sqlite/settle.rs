@@ -167,15 +167,27 @@ fn mark(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreErr
     if settlements.is_empty() {
         return Ok(());
     }
-    let mut messages: BTreeMap<i32, Vec<&str>> = BTreeMap::new();
+    /// Most markers say no more than that, and go as their ids alone.
+    #[derive(serde::Serialize)]
+    #[serde(untagged)]
+    enum Mark<'a> {
+        Plain(&'a str),
+        Annotated(&'a str, &'a str),
+    }
+    let mut messages: BTreeMap<i32, Vec<Mark<'_>>> = BTreeMap::new();
     for settlement in settlements {
-        messages.entry(settlement.subscription.0).or_default().push(settlement.message.as_str());
+        let message = settlement.message.as_str();
+        messages.entry(settlement.subscription.0).or_default().push(match &settlement.metadata {
+            None => Mark::Plain(message),
+            Some(metadata) => Mark::Annotated(message, metadata.as_str()),
+        });
     }
     // Without WHERE the parser takes ON for the join's.
     script.step(concat!(
         "-- settle.mark
-        INSERT INTO laneway_marker (subscription_id, message_id, processed_at)
-        SELECT CAST(s.key AS INTEGER), m.value, ",
+        INSERT INTO laneway_marker (subscription_id, message_id, metadata, processed_at)
+        SELECT CAST(s.key AS INTEGER), iif(m.type = 'array', m.value ->> 0, m.value),
+            iif(m.type = 'array', m.value ->> 1, NULL), ",
         now_ms!(),
         "
         FROM json_each(?) s CROSS JOIN json_each(s.value) m WHERE true

@@ -78,6 +78,7 @@ fn completions(batch: &Batch) -> Vec<Settlement> {
         writes: vec![],
         adds: vec![],
         emits: vec![],
+        metadata: None,
     };
     batch.deliveries.iter().map(of).collect()
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
-    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus,
-    MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
+    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MarkerView, MessageFilter, MessageId,
+    MessageStatus, MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
 };
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -152,6 +152,7 @@ fn message_view(row: &SqliteRow) -> Decoded<MessageView> {
             .ok_or_else(|| sqlx::Error::Decode(format!("status {status} is unknown").into()))?,
         payload: None,
         deliveries: Vec::new(),
+        markers: Vec::new(),
     })
 }
 
@@ -230,7 +231,7 @@ pub(super) async fn message(reader: &mut Reader, id: &MessageId) -> Result<Optio
         "-- view.deliveries
         SELECT s.name, d.lane, d.available_at, d.attempt, d.lease_token IS NOT NULL AND d.available_at > ",
         now_ms!(),
-        ", d.last_error
+        ", d.last_error, d.parked = 1
         FROM laneway_delivery d JOIN laneway_subscription s ON s.id = d.subscription_id
         WHERE d.id BETWEEN ?1 * 1048576 AND ?1 * 1048576 + 1048575 ORDER BY s.name"
     );
@@ -242,7 +243,22 @@ pub(super) async fn message(reader: &mut Reader, id: &MessageId) -> Result<Optio
                 available_at: timestamp(row.try_get(2)?)?,
                 attempt: row.try_get(3)?,
                 leased: row.try_get::<i64, _>(4)? != 0,
+                parked: row.try_get::<Option<i64>, _>(6)? == Some(1),
                 last_error: row.try_get(5)?,
+            })
+        })
+        .await?;
+    let query = "-- view.markers
+        SELECT s.name, k.processed_at, k.metadata
+        FROM laneway_subscription s CROSS JOIN laneway_marker k ON k.subscription_id = s.id AND k.message_id = ?
+        ORDER BY s.name";
+    view.markers = reader
+        .all(sqlx::query(query).bind(id.as_str()), |row| {
+            let metadata = row.try_get::<Option<&str>, _>(2)?.map(serde_json::from_str).transpose();
+            Ok(MarkerView {
+                subscription: name(row.try_get(0)?)?,
+                processed_at: timestamp(row.try_get(1)?)?,
+                metadata: metadata.map_err(|error| sqlx::Error::Decode(error.into()))?,
             })
         })
         .await?;
