@@ -54,6 +54,8 @@ fn subscription(name: &str, topic: &str, timeout: Duration) -> Subscription {
         review_unknown_outcome: false,
         backfill_min_share: 0.0,
         rate_limit: None,
+        cluster_concurrency: None,
+        destination: None,
         breaker: None,
     }
 }

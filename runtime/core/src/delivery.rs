@@ -20,6 +20,8 @@ pub struct ClaimRequest {
     /// Whether the subscription is ordered: of each key only the message that is next is taken, and no other until that
     /// one is settled for good.
     pub ordered: bool,
+    /// Deliveries of the subscription that all nodes together may hold, these included; `None` is no limit.
+    pub in_work_max: Option<u32>,
 }
 
 /// One message owed to one subscription, leased to this node.

@@ -72,6 +72,10 @@ pub struct Subscription {
     pub backfill_min_share: f64,
     /// Messages that all nodes together begin in a second at most, shared evenly among those that live.
     pub rate_limit: Option<f64>,
+    /// Deliveries that all nodes together hold at most.
+    pub cluster_concurrency: Option<u32>,
+    /// What the messages go to: subscriptions of the same one pause together.
+    pub destination: Option<Name>,
     /// When claiming pauses because attempts fail.
     pub breaker: Option<BreakerPolicy>,
 }

@@ -1,10 +1,11 @@
 //! The engine of one node: starts its parts, and drains them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use laneway_core::{Interrupt, Invoker, Schedule, Store, Subscription, SubscriptionId, Verdict};
+use laneway_core::{Interrupt, Invoker, Name, Schedule, Store, Subscription, SubscriptionId, Verdict};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::active::Active;
+use crate::destination::Destination;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
 use crate::relay::Relay;
@@ -83,8 +85,18 @@ impl Engine {
             tokio::spawn(leases.keep(store.clone())),
             tokio::spawn(heartbeat(store.clone(), options.clone(), nodes.clone())),
         ];
-        let active: Vec<Arc<Active>> =
-            bindings.into_iter().map(|binding| Arc::new(Active::new(binding, store.clone()))).collect();
+        let mut named: HashMap<Name, Arc<Destination>> = HashMap::new();
+        let active: Vec<Arc<Active>> = bindings
+            .into_iter()
+            .map(|binding| {
+                let new = || Arc::new(Destination::new(binding.subscription.breaker));
+                let destination = match binding.subscription.destination.clone() {
+                    Some(name) => named.entry(name).or_insert_with(new).clone(),
+                    None => new(),
+                };
+                Arc::new(Active::new(binding, destination, store.clone()))
+            })
+            .collect();
         // What claims or begins something, and stops doing so when the drain begins.
         let mut relays: Vec<JoinHandle<()>> = schedules
             .into_iter()

@@ -7,7 +7,7 @@
 //! [`laneway_core::Store`] and [`laneway_core::Invoker`].
 
 mod active;
-mod breaker;
+mod destination;
 mod engine;
 mod lanes;
 mod leases;

@@ -116,11 +116,18 @@ impl Relay {
             Ok(allowed) => limit.min(allowed),
             Err(wait) => return Ok(Look::Limited(wait)),
         };
-        if self.work.breaker.is_open() {
+        let destination = &self.work.destination;
+        if destination.is_open() {
             // One message tells whether it is over.
-            let claimed =
-                in_hand > 0 || self.claim(Lane::Primary, 1).await? || self.claim(Lane::Backfill, 1).await?;
-            return Ok(if claimed { Look::Full } else { Look::Empty });
+            if in_hand > 0 || !destination.begin_try(Instant::now()) {
+                return Ok(Look::Full);
+            }
+            let claimed = async { Ok(self.claim(Lane::Primary, 1).await? || self.claim(Lane::Backfill, 1).await?) };
+            let claimed = claimed.await;
+            if !matches!(claimed, Ok(true)) {
+                destination.end_try();
+            }
+            return Ok(if claimed? { Look::Full } else { Look::Empty });
         }
         if self.claim(Lane::Primary, limit).await? {
             let share = subscription.backfill_min_share;
@@ -150,6 +157,7 @@ impl Relay {
             lease: work.subscription.lease,
             check_markers: work.subscription.idempotent,
             ordered: work.subscription.is_ordered(),
+            in_work_max: work.subscription.cluster_concurrency,
         };
         let asked_at = Instant::now();
         let Some(Batch { token, deliveries, .. }) = self.store.claim(request).await? else {
@@ -191,6 +199,8 @@ impl Relay {
             () = self.store.woken(work.id) => {}
             () = tokio::time::sleep(time) => {}
             () = work.rescheduled.notified() => {}
+            // More may be due than may be in work: whatever is settled makes room.
+            () = work.lanes.drained.notified(), if work.subscription.cluster_concurrency.is_some() => {}
             _ = self.draining.changed() => {}
         }
     }

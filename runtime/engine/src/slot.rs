@@ -72,6 +72,9 @@ fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
         debug!(message = %item.message.id, subscription = %work.subscription.name, "processed before");
         Stats::add(&settler.stats.duplicates, 1);
         Verdict::Complete { mark: false }
+    } else if let Some(pause) = work.paused_for() {
+        // Claimed before, or for another subscription of the same destination.
+        Verdict::Retry { delay: pause, counted: false, error: None }
     } else if let Some(verdict) = rule_unstarted(&work.subscription, item.attempt) {
         error!(message = %item.message.id, subscription = %work.subscription.name, "attempts used up without an end");
         verdict
@@ -124,8 +127,9 @@ fn checked(invocations: Caught, wanted: usize, started: Instant) -> Vec<Invocati
 fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocation, era: u64) -> Option<Item> {
     let Invocation { result, mut effects, plugin, .. } = invocation;
     let mut opened = None;
+    let mut is_shared = true;
     let ruling: Ruling = match result {
-        Ok(()) if work.breaker.succeeded() => {
+        Ok(()) if work.destination.succeeded() => {
             info!(subscription = %work.subscription.name, "an attempt succeeded; all is claimed again");
             Verdict::Complete { mark: work.subscription.idempotent }.into()
         }
@@ -136,8 +140,10 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
             effects.emits.clear();
             effects.metadata = None;
             tell(work, &item, &failure, &plugin);
+            // What is wrong with one configuration is no matter of the others.
+            is_shared = !matches!(failure, Failure::Misconfigured { .. });
             opened = match &failure {
-                Failure::Retry { .. } | Failure::UnknownOutcome { .. } => work.breaker.failed(Instant::now()),
+                Failure::Retry { .. } | Failure::UnknownOutcome { .. } => work.destination.failed(Instant::now()),
                 _ => None,
             };
             match rule(&work.subscription, failure, item.attempt, item.elapsed(), &plugin, rand::random()) {
@@ -150,7 +156,7 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
         warn!(subscription = %work.subscription.name, ?pause, "too many attempts failed in a row; claiming pauses");
     }
     if let Some(pause) = ruling.pause.max(opened) {
-        work.pause(pause);
+        if is_shared { &work.destination.pause } else { &work.pause }.begin(pause);
         hand_back(work, settler, pause);
     }
     let mut settlement = settlement(work, &item, ruling.verdict);

@@ -120,6 +120,8 @@ mod tests {
             review_unknown_outcome: false,
             backfill_min_share: 0.0,
             rate_limit: None,
+            cluster_concurrency: None,
+            destination: None,
             breaker: None,
         }
     }

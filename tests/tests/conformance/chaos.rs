@@ -30,6 +30,7 @@ async fn work(store: Arc<FaultyStore>, subscription: SubscriptionId, mut random:
             lease: LEASE,
             check_markers: random.chance(0.5),
             ordered: false,
+            in_work_max: None,
         };
         // A claim whose answer is lost leaves leases that nobody knows of: they expire.
         let Ok(Some(batch)) = store.claim(request).await else {

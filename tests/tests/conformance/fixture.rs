@@ -241,6 +241,8 @@ pub fn subscription(text: &str, pattern: &str) -> Subscription {
         review_unknown_outcome: false,
         backfill_min_share: 0.0,
         rate_limit: None,
+        cluster_concurrency: None,
+        destination: None,
         breaker: None,
     }
 }
@@ -255,7 +257,15 @@ pub fn message(id: &str) -> NewMessage {
 
 /// Of up to ten deliveries of the primary lane, for an hour.
 pub fn request(subscription: SubscriptionId) -> ClaimRequest {
-    ClaimRequest { subscription, lane: Lane::Primary, limit: 10, lease: HOUR, check_markers: false, ordered: false }
+    ClaimRequest {
+        subscription,
+        lane: Lane::Primary,
+        limit: 10,
+        lease: HOUR,
+        check_markers: false,
+        ordered: false,
+        in_work_max: None,
+    }
 }
 
 /// Claims by a node what becomes due soon, such as when a lease ends.

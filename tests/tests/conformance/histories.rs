@@ -121,7 +121,15 @@ impl Run<'_> {
         let lane = *self.random.pick(&Lane::ALL);
         let limit = 1 + self.random.below(8) as u32;
         let node = self.random.below(self.nodes.len());
-        let request = ClaimRequest { subscription, lane, limit, lease: HOUR, check_markers: true, ordered: false };
+        let request = ClaimRequest {
+            subscription,
+            lane,
+            limit,
+            lease: HOUR,
+            check_markers: true,
+            ordered: false,
+            in_work_max: None,
+        };
         let Some(batch) = self.nodes[node].store.claim(request).await.unwrap() else { return };
         self.take(&batch);
         self.nodes[node]
@@ -311,6 +319,7 @@ impl Run<'_> {
                     lease: HOUR,
                     check_markers: true,
                     ordered: false,
+                    in_work_max: None,
                 };
                 while let Some(batch) = self.fixture.store.claim(request).await.unwrap() {
                     self.take(&batch);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use laneway_core::{ClaimRequest, MessageId, NewMessage, Renewal, Verdict};
+use laneway_core::{Batch, ClaimRequest, MessageId, NewMessage, Renewal, Verdict};
 use tokio::task::JoinSet;
 
 use crate::fixture::*;
@@ -22,6 +22,28 @@ fn renewal(batch: &laneway_core::Batch, lease: Duration) -> Renewal {
 }
 
 conformance! {
+    async fn claims_of_all_nodes_hold_no_more_than_they_may(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        let ids: Vec<String> = (0..200).map(|number| format!("m{number}")).collect();
+        fixture.enqueue_ids(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let capped = ClaimRequest { in_work_max: Some(7), limit: 3, ..request(subscription) };
+        let mut claims = JoinSet::new();
+        for number in 0..8 {
+            let store = if number % 2 == 0 { Arc::clone(&fixture.store) } else { fixture.another_node().await };
+            claims.spawn(async move { store.claim(capped).await.unwrap() });
+        }
+        let held: Vec<Batch> = claims.join_all().await.into_iter().flatten().collect();
+        let count = |batches: &[Batch]| batches.iter().map(|batch| batch.deliveries.len()).sum::<usize>();
+        assert_eq!(count(&held), 7);
+        assert!(fixture.store.claim(capped).await.unwrap().is_none());
+        fixture.settle_all(&complete_all(&held[0])).await;
+        let more = fixture.store.claim(capped).await.unwrap().unwrap();
+        assert_eq!(more.deliveries.len(), held[0].deliveries.len());
+        // What an ended lease held is free again.
+        fixture.sql().await.expire_leases().await;
+        assert_eq!(fixture.store.claim(capped).await.unwrap().unwrap().deliveries.len(), 3);
+    }
+
     async fn two_claimers_never_hold_one_delivery(fixture: &Fixture) {
         const ROWS: usize = 1000;
         let subscription = fixture.subscribe().await;

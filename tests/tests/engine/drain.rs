@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use laneway_core::{ClaimRequest, Effects, Failure, Lane, Subscription};
 use laneway_engine::EngineOptions;
 
-use crate::rig::{Gate, Rig, options, play, subscription};
+use crate::rig::{Gate, On, Rig, options, play, subscription};
 
-#[tokio::test]
-async fn a_drain_hands_back_what_was_not_started_and_counts_no_attempt() {
-    let rig = Rig::new(&[Subscription { concurrency: 1, ..subscription("s") }]).await;
+async fn a_drain_hands_back_what_was_not_started_and_counts_no_attempt(on: On) {
+    let rig = Rig::new(on, &[Subscription { concurrency: 1, ..subscription("s") }]).await;
     rig.enqueue(50).await;
     let (gate, reached) = (Gate::closed(), Gate::closed());
     let standing = {
@@ -39,15 +38,15 @@ async fn a_drain_hands_back_what_was_not_started_and_counts_no_attempt() {
         lease: Duration::from_secs(5),
         check_markers: false,
         ordered: false,
+        in_work_max: None,
     };
     let batch = rig.store.claim(request).await.unwrap().expect("all that is left is due at once");
     assert_eq!(batch.deliveries.len(), 49);
     assert!(batch.deliveries.iter().all(|delivery| delivery.attempt == 1));
 }
 
-#[tokio::test]
-async fn a_drain_interrupts_what_outlives_the_grace_period() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_drain_interrupts_what_outlives_the_grace_period(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1).await;
     let play = play(|call| async move {
         while !call.interrupt.is_set() {
@@ -63,3 +62,8 @@ async fn a_drain_interrupts_what_outlives_the_grace_period() {
     assert!(started.elapsed() >= Duration::from_millis(500), "the grace period is half a second");
     assert_eq!(rig.left().await, 1);
 }
+
+on_both!(
+    a_drain_hands_back_what_was_not_started_and_counts_no_attempt,
+    a_drain_interrupts_what_outlives_the_grace_period,
+);

@@ -3,11 +3,10 @@
 use bytes::Bytes;
 use laneway_core::{Effects, NewMessage, Topic};
 
-use crate::rig::{Rig, count_up, options, play, subscription};
+use crate::rig::{On, Rig, count_up, options, play, subscription};
 
-#[tokio::test]
-async fn a_hot_key_takes_every_message_in_few_commits() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_hot_key_takes_every_message_in_few_commits(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(2000).await;
     let running = rig.start(&count_up("n"));
     rig.wait_until_empty().await;
@@ -18,9 +17,8 @@ async fn a_hot_key_takes_every_message_in_few_commits() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn two_nodes_on_one_key_lose_no_update() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn two_nodes_on_one_key_lose_no_update(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1000).await;
     let other = rig.other_store().await;
     let one = rig.start(&count_up("n"));
@@ -32,9 +30,8 @@ async fn two_nodes_on_one_key_lose_no_update() {
     two.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_failed_attempt_leaves_no_effect() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_failed_attempt_leaves_no_effect(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(10).await;
     let counting = count_up("n");
     let play = play(move |call| {
@@ -51,9 +48,8 @@ async fn a_failed_attempt_leaves_no_effect() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn emitted_messages_are_delivered() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn emitted_messages_are_delivered(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(100).await;
     let play = play(|call| async move {
         let mut effects = Effects::default();
@@ -72,9 +68,8 @@ async fn emitted_messages_are_delivered() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn deletes_are_seen_by_the_next_message() {
-    let rig = Rig::new(&[laneway_core::Subscription { concurrency: 1, ..subscription("s") }]).await;
+async fn deletes_are_seen_by_the_next_message(on: On) {
+    let rig = Rig::new(on, &[laneway_core::Subscription { concurrency: 1, ..subscription("s") }]).await;
     rig.enqueue(4).await;
     // Writes, deletes, writes, deletes: each run depends on what the one before left.
     let play = play(|call| async move {
@@ -91,3 +86,11 @@ async fn deletes_are_seen_by_the_next_message() {
     assert_eq!(rig.state("k").await, None);
     running.engine.drain().await;
 }
+
+on_both!(
+    a_hot_key_takes_every_message_in_few_commits,
+    two_nodes_on_one_key_lose_no_update,
+    a_failed_attempt_leaves_no_effect,
+    emitted_messages_are_delivered,
+    deletes_are_seen_by_the_next_message,
+);

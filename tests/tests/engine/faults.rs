@@ -7,11 +7,10 @@ use laneway_core::{MessageFilter, NewMessage, Store, Subscription, Topic};
 use laneway_engine::EngineOptions;
 use laneway_testing::faults::{Fault, FaultyStore, Odds, Operation};
 
-use crate::rig::{PAYLOAD_BYTES_MAX, Rig, comes, count_up, options, play, subscription};
+use crate::rig::{On, PAYLOAD_BYTES_MAX, Rig, comes, count_up, options, play, subscription};
 
-#[tokio::test]
-async fn a_lost_answer_of_a_commit_doubles_nothing() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_lost_answer_of_a_commit_doubles_nothing(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(300).await;
     let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
     for _ in 0..3 {
@@ -25,9 +24,8 @@ async fn a_lost_answer_of_a_commit_doubles_nothing() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_database_that_goes_away_and_comes_back_loses_nothing() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_database_that_goes_away_and_comes_back_loses_nothing(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(2000).await;
     let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
     let store: Arc<dyn Store> = faulty.clone();
@@ -43,15 +41,14 @@ async fn a_database_that_goes_away_and_comes_back_loses_nothing() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn random_faults_of_every_call_keep_the_effects_exact() {
+async fn random_faults_of_every_call_keep_the_effects_exact(on: On) {
     let seed = laneway_testing::seed();
     let short = Subscription {
         lease: Duration::from_millis(400),
         retry: laneway_core::RetryPolicy { max_attempts: 1000, ..subscription("s").retry },
         ..subscription("s")
     };
-    let rig = Rig::new(&[short]).await;
+    let rig = Rig::new(on, &[short]).await;
     rig.enqueue(1000).await;
     let odds = Odds { before: 0.1, after: 0.1, delay: 0.2, delay_max: Duration::from_millis(30) };
     let only = [Operation::Claim, Operation::Settle, Operation::Renew, Operation::State, Operation::NextDue];
@@ -65,9 +62,8 @@ async fn random_faults_of_every_call_keep_the_effects_exact() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_group_that_cannot_be_committed_is_committed_in_parts() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_group_that_cannot_be_committed_is_committed_in_parts(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(100).await;
     let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
     // A claim that knows nothing of the plugin's pace takes sixteen, so that even the last of these meets several.
@@ -82,9 +78,8 @@ async fn a_group_that_cannot_be_committed_is_committed_in_parts() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn one_refused_outcome_does_not_hold_up_its_group() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn one_refused_outcome_does_not_hold_up_its_group(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(100).await;
     let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
     let store: Arc<dyn Store> = faulty.clone();
@@ -125,3 +120,11 @@ async fn one_refused_outcome_does_not_hold_up_its_group() {
 fn grouping() -> EngineOptions {
     EngineOptions { settle_linger: Duration::from_secs(60), ..options() }
 }
+
+on_both!(
+    a_lost_answer_of_a_commit_doubles_nothing,
+    a_database_that_goes_away_and_comes_back_loses_nothing,
+    random_faults_of_every_call_keep_the_effects_exact,
+    a_group_that_cannot_be_committed_is_committed_in_parts,
+    one_refused_outcome_does_not_hold_up_its_group,
+);

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use laneway_core::{Effects, Lane, Priority, Subscription};
 use tokio::sync::Semaphore;
 
-use crate::rig::{Rig, message, play, subscription};
+use crate::rig::{On, Rig, message, play, subscription};
 
-#[tokio::test]
-async fn a_primary_message_waits_for_at_most_one_backfill_message_a_slot() {
-    let rig = Rig::new(&[Subscription { concurrency: 1, ..subscription("s") }]).await;
+async fn a_primary_message_waits_for_at_most_one_backfill_message_a_slot(on: On) {
+    let rig = Rig::new(on, &[Subscription { concurrency: 1, ..subscription("s") }]).await;
     let bulk: Vec<_> =
         (0..200).map(|number| laneway_core::NewMessage { priority: Priority::BULK, ..message(number) }).collect();
     rig.store.enqueue(&bulk).await.unwrap();
@@ -44,3 +43,5 @@ async fn a_primary_message_waits_for_at_most_one_backfill_message_a_slot() {
     assert_eq!(order.iter().position(|priority| *priority == Priority::NORMAL), Some(4), "{:?}", &order[..8]);
     running.engine.drain().await;
 }
+
+on_both!(a_primary_message_waits_for_at_most_one_backfill_message_a_slot,);

@@ -7,17 +7,24 @@ use std::time::{Duration, Instant};
 use laneway_core::{ClaimRequest, Effects, Lane, Store, Subscription};
 use laneway_testing::faults::{FaultyStore, Operation};
 
-use crate::rig::{Gate, Play, Rig, comes, count_up, options, play, subscription};
+use crate::rig::{Gate, On, Play, Rig, comes, count_up, options, play, subscription};
 
 /// A claim of whatever is due of the rig's subscription.
 fn request(rig: &Rig, limit: u32, lease: Duration) -> ClaimRequest {
-    ClaimRequest { subscription: rig.id(), lane: Lane::Primary, limit, lease, check_markers: true, ordered: false }
+    ClaimRequest {
+        subscription: rig.id(),
+        lane: Lane::Primary,
+        limit,
+        lease,
+        check_markers: true,
+        ordered: false,
+        in_work_max: None,
+    }
 }
 
-#[tokio::test]
-async fn leases_of_running_and_waiting_messages_are_renewed() {
+async fn leases_of_running_and_waiting_messages_are_renewed(on: On) {
     let lease = Duration::from_secs(2);
-    let rig = Rig::new(&[Subscription { lease, concurrency: 1, ..subscription("s") }]).await;
+    let rig = Rig::new(on, &[Subscription { lease, concurrency: 1, ..subscription("s") }]).await;
     rig.enqueue(4).await;
     let gate = Gate::closed();
     let closed = gate.clone();
@@ -49,7 +56,7 @@ async fn leases_of_running_and_waiting_messages_are_renewed() {
 /// A node is cut off from its database while a plugin runs, and another takes over its delivery. The first outcome
 /// must be dropped and counted, and the second one be the only one that has an effect, which is returned as text.
 async fn a_lost_lease_is_counted(effect: Play, told: impl AsyncFn(&Rig) -> String) -> String {
-    let rig = Rig::new(&[Subscription { lease: Duration::from_secs(1), ..subscription("s") }]).await;
+    let rig = Rig::new(On::Sqlite, &[Subscription { lease: Duration::from_secs(1), ..subscription("s") }]).await;
     rig.enqueue(1).await;
     let (gates, reached) = ([Gate::closed(), Gate::closed()], [Gate::closed(), Gate::closed()]);
     let standing = {
@@ -104,11 +111,10 @@ async fn an_outcome_that_writes_state_and_whose_lease_was_lost_is_counted_and_ha
     assert_eq!(a_lost_lease_is_counted(count_up("n"), value).await, "1");
 }
 
-#[tokio::test]
-async fn a_node_that_vanishes_is_recovered_when_its_lease_ends() {
+async fn a_node_that_vanishes_is_recovered_when_its_lease_ends(on: On) {
     // Much longer than the lease that is lost: a node must not wait for a lease of its own length.
     let long = Subscription { lease: Duration::from_secs(3600), ..subscription("s") };
-    let rig = Rig::new(&[long]).await;
+    let rig = Rig::new(on, &[long]).await;
     rig.enqueue(100).await;
     // A claim whose node never comes back.
     let lease = Duration::from_millis(500);
@@ -123,9 +129,8 @@ async fn a_node_that_vanishes_is_recovered_when_its_lease_ends() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_message_whose_nodes_all_end_goes_to_the_dead_letters() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_message_whose_nodes_all_end_goes_to_the_dead_letters(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1).await;
     for attempt in 1..=3 {
         let request = request(&rig, 1, Duration::from_millis(20));
@@ -138,3 +143,9 @@ async fn a_message_whose_nodes_all_end_goes_to_the_dead_letters() {
     assert_eq!(running.runs.load(Ordering::SeqCst), 0);
     running.engine.drain().await;
 }
+
+on_both!(
+    leases_of_running_and_waiting_messages_are_renewed,
+    a_node_that_vanishes_is_recovered_when_its_lease_ends,
+    a_message_whose_nodes_all_end_goes_to_the_dead_letters,
+);

@@ -1,13 +1,16 @@
 //! What the engine promises, on a real store. Most plugins are played by closures.
 
+#[macro_use]
+mod rig;
+
 mod drain;
 mod effects;
 mod faults;
+mod keys;
 mod lanes;
 mod leases;
 mod markers;
 mod outcomes;
 mod pace;
-mod rig;
 mod schedules;
 mod transactions;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use laneway_core::{Invoker, MessageFilter, NewMessage, Subscription, SubscriptionKind, Topic};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
 
-use crate::rig::{PAYLOAD_BYTES_MAX, Rig, subscription};
+use crate::rig::{On, PAYLOAD_BYTES_MAX, Rig, subscription};
 
 /// A guest of the tests, as the rig's handler.
 fn guest(name: &str) -> Arc<dyn Invoker> {
@@ -26,7 +26,8 @@ fn guest(name: &str) -> Arc<dyn Invoker> {
 
 /// Runs a guest on payloads, each to its end; answers the rig, and which of the payloads have a marker.
 async fn markers_after(name: &str, payloads: &[&str]) -> (Rig, Vec<String>) {
-    let rig = Rig::new(&[Subscription { timeout: Duration::from_millis(500), ..subscription("s") }]).await;
+    let rig =
+        Rig::new(On::Sqlite, &[Subscription { timeout: Duration::from_millis(500), ..subscription("s") }]).await;
     let topic = Topic::parse("work.item").unwrap();
     let messages: Vec<NewMessage> =
         payloads.iter().map(|payload| NewMessage::new(topic.clone(), (*payload).to_owned())).collect();

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use laneway_core::{Effects, ErrorText, Failure, NewMessage, RetryPolicy, RetrySchedule, Subscription};
 
-use crate::rig::{Rig, message, play, reject, retry, subscription};
+use crate::rig::{On, Rig, message, play, reject, retry, subscription};
 
-#[tokio::test]
-async fn every_message_is_processed_once() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn every_message_is_processed_once(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(500).await;
     let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
     rig.enqueue(500).await;
@@ -19,9 +18,8 @@ async fn every_message_is_processed_once() {
     assert!(running.engine.drain().await.complete);
 }
 
-#[tokio::test]
-async fn a_retry_comes_again_and_keeps_its_count() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_retry_comes_again_and_keeps_its_count(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1).await;
     let play = play(|call| async move {
         if call.attempt.number < 3 { Err(retry("not yet")) } else { Ok(Effects::default()) }
@@ -33,9 +31,8 @@ async fn a_retry_comes_again_and_keeps_its_count() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn attempts_run_out_into_the_dead_letters() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn attempts_run_out_into_the_dead_letters(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1).await;
     let running = rig.start(&play(|_| async { Err(retry("never")) }));
     rig.wait_until_empty().await;
@@ -48,9 +45,8 @@ async fn attempts_run_out_into_the_dead_letters() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_reject_is_dead_on_the_first_attempt() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_reject_is_dead_on_the_first_attempt(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1).await;
     let running = rig.start(&play(|_| async { Err(reject("bad")) }));
     rig.wait_until_empty().await;
@@ -59,9 +55,8 @@ async fn a_reject_is_dead_on_the_first_attempt() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn throttling_pauses_the_subscription_and_counts_no_attempt() {
-    let rig = Rig::new(&[Subscription { concurrency: 1, ..subscription("s") }]).await;
+async fn throttling_pauses_the_subscription_and_counts_no_attempt(on: On) {
+    let rig = Rig::new(on, &[Subscription { concurrency: 1, ..subscription("s") }]).await;
     rig.enqueue(20).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = seen.clone();
@@ -89,9 +84,8 @@ async fn throttling_pauses_the_subscription_and_counts_no_attempt() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_panic_in_the_host_ends_only_its_attempt() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_panic_in_the_host_ends_only_its_attempt(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(50).await;
     let play = play(|call| async move {
         assert!(call.message.payload.as_ref() != b"7", "a defect in the host");
@@ -107,8 +101,7 @@ async fn a_panic_in_the_host_ends_only_its_attempt() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn raising_the_attempts_applies_to_deliveries_that_wait() {
+async fn raising_the_attempts_applies_to_deliveries_that_wait(on: On) {
     let patient = RetryPolicy {
         schedule: RetrySchedule::Constant,
         base: Duration::from_millis(300),
@@ -117,7 +110,7 @@ async fn raising_the_attempts_applies_to_deliveries_that_wait() {
         max_attempts: 2,
         ..RetryPolicy::default()
     };
-    let rig = Rig::new(&[Subscription { retry: patient.clone(), ..subscription("s") }]).await;
+    let rig = Rig::new(on, &[Subscription { retry: patient.clone(), ..subscription("s") }]).await;
     rig.enqueue(1).await;
     let failing = play(|_| async { Err(retry("not yet")) });
     let running = rig.start(&failing);
@@ -130,11 +123,10 @@ async fn raising_the_attempts_applies_to_deliveries_that_wait() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn the_backoff_of_one_delivery_delays_no_other() {
+async fn the_backoff_of_one_delivery_delays_no_other(on: On) {
     let hour = Duration::from_secs(3600);
     let slow = RetryPolicy { base: hour, cap: hour, ..subscription("s").retry };
-    let rig = Rig::new(&[Subscription { retry: slow, ..subscription("s") }]).await;
+    let rig = Rig::new(on, &[Subscription { retry: slow, ..subscription("s") }]).await;
     rig.enqueue(100).await;
     let play = play(|call| async move {
         if call.message.payload.as_ref() == b"0" { Err(retry("later")) } else { Ok(Effects::default()) }
@@ -145,9 +137,8 @@ async fn the_backoff_of_one_delivery_delays_no_other() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_delayed_message_runs_when_it_is_due_and_not_before() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_delayed_message_runs_when_it_is_due_and_not_before(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     let ran_at = Arc::new(OnceLock::new());
     let first = ran_at.clone();
     let running = rig.start(&play(move |_| {
@@ -163,3 +154,15 @@ async fn a_delayed_message_runs_when_it_is_due_and_not_before() {
     assert!(waited + Duration::from_millis(2) >= delay, "it ran after {waited:?}");
     running.engine.drain().await;
 }
+
+on_both!(
+    every_message_is_processed_once,
+    a_retry_comes_again_and_keeps_its_count,
+    attempts_run_out_into_the_dead_letters,
+    a_reject_is_dead_on_the_first_attempt,
+    throttling_pauses_the_subscription_and_counts_no_attempt,
+    a_panic_in_the_host_ends_only_its_attempt,
+    raising_the_attempts_applies_to_deliveries_that_wait,
+    the_backoff_of_one_delivery_delays_no_other,
+    a_delayed_message_runs_when_it_is_due_and_not_before,
+);

@@ -1,20 +1,25 @@
 //! Behaviours 27 and 38, and the limits of a rate: how fast a subscription is let go.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use laneway_core::{BreakerPolicy, Effects, Lane, NewMessage, Priority, RetryPolicy, Subscription};
+use laneway_core::{
+    BreakerPolicy, Effects, ErrorText, Failure, Lane, Name, NewMessage, Priority, RetryPolicy, Subscription, Topic,
+    TopicPattern,
+};
+use laneway_engine::EngineOptions;
 
-use crate::rig::{Rig, message, options, play, retry, subscription};
+use crate::rig::{On, Rig, message, options, play, retry, subscription};
 
 fn bulk(from: usize, count: usize) -> Vec<NewMessage> {
     (from..from + count).map(|number| NewMessage { priority: Priority::BULK, ..message(number) }).collect()
 }
 
 /// Lanes of the first messages that run while both lanes have more than enough.
-async fn lanes_under_load(share: f64) -> Vec<Lane> {
-    let rig = Rig::new(&[Subscription { concurrency: 2, backfill_min_share: share, ..subscription("s") }]).await;
+async fn lanes_under_load(on: On, share: f64) -> Vec<Lane> {
+    let rig =
+        Rig::new(on, &[Subscription { concurrency: 2, backfill_min_share: share, ..subscription("s") }]).await;
     rig.store.enqueue(&bulk(10_000, 1500)).await.unwrap();
     rig.enqueue(3000).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -30,15 +35,13 @@ async fn lanes_under_load(share: f64) -> Vec<Lane> {
     seen
 }
 
-#[tokio::test]
-async fn without_a_share_no_backfill_runs_while_primary_messages_wait() {
-    let seen = lanes_under_load(0.0).await;
+async fn without_a_share_no_backfill_runs_while_primary_messages_wait(on: On) {
+    let seen = lanes_under_load(on, 0.0).await;
     assert!(seen.iter().all(|lane| *lane == Lane::Primary));
 }
 
-#[tokio::test]
-async fn with_a_share_of_a_tenth_about_a_tenth_is_backfill() {
-    let seen = lanes_under_load(0.1).await;
+async fn with_a_share_of_a_tenth_about_a_tenth_is_backfill(on: On) {
+    let seen = lanes_under_load(on, 0.1).await;
     let backfill = seen.iter().filter(|lane| **lane == Lane::Backfill).count();
     assert!((120..=240).contains(&backfill), "{backfill} of {}", seen.len());
     // Evenly: no quarter of the run goes without.
@@ -48,9 +51,8 @@ async fn with_a_share_of_a_tenth_about_a_tenth_is_backfill() {
     }
 }
 
-#[tokio::test]
-async fn a_rate_limit_holds() {
-    let rig = Rig::new(&[Subscription { rate_limit: Some(100.0), ..subscription("s") }]).await;
+async fn a_rate_limit_holds(on: On) {
+    let rig = Rig::new(on, &[Subscription { rate_limit: Some(100.0), ..subscription("s") }]).await;
     rig.enqueue(1000).await;
     let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
     let started = Instant::now();
@@ -60,9 +62,8 @@ async fn a_rate_limit_holds() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn nodes_share_a_rate_limit() {
-    let rig = Rig::new(&[Subscription { rate_limit: Some(100.0), ..subscription("s") }]).await;
+async fn nodes_share_a_rate_limit(on: On) {
+    let rig = Rig::new(on, &[Subscription { rate_limit: Some(100.0), ..subscription("s") }]).await;
     rig.enqueue(1000).await;
     let other = rig.other_store().await;
     let name = laneway_core::Name::parse("another").unwrap();
@@ -75,20 +76,22 @@ async fn nodes_share_a_rate_limit() {
     running.engine.drain().await;
 }
 
-#[tokio::test]
-async fn a_breaker_keeps_messages_while_their_destination_is_down() {
+async fn a_breaker_keeps_messages_while_their_destination_is_down(on: On) {
     let pause = Duration::from_millis(300);
-    let rig = Rig::new(&[Subscription {
-        breaker: Some(BreakerPolicy { failures: 5, pause }),
-        concurrency: 2,
-        retry: RetryPolicy {
-            max_attempts: 4,
-            base: Duration::from_millis(1),
-            jitter: 0.0,
-            ..RetryPolicy::default()
-        },
-        ..subscription("s")
-    }])
+    let rig = Rig::new(
+        on,
+        &[Subscription {
+            breaker: Some(BreakerPolicy { failures: 5, pause }),
+            concurrency: 2,
+            retry: RetryPolicy {
+                max_attempts: 4,
+                base: Duration::from_millis(1),
+                jitter: 0.0,
+                ..RetryPolicy::default()
+            },
+            ..subscription("s")
+        }],
+    )
     .await;
     rig.enqueue(300).await;
     let down = Arc::new(AtomicBool::new(true));
@@ -108,3 +111,84 @@ async fn a_breaker_keeps_messages_while_their_destination_is_down() {
     assert!(rig.dead_letters().await.is_empty());
     running.engine.drain().await;
 }
+
+async fn subscriptions_of_one_destination_pause_together(on: On) {
+    let pause = Duration::from_millis(400);
+    let to = |name: &str, topic: &str, destination: &str| Subscription {
+        pattern: TopicPattern::parse(topic).unwrap(),
+        destination: Some(Name::parse(destination).unwrap()),
+        concurrency: 1,
+        ..subscription(name)
+    };
+    let subscriptions = [to("a", "work.a", "crm"), to("b", "work.b", "crm"), to("c", "work.c", "mail")];
+    let rig = Rig::new(on, &subscriptions).await;
+    let seen: Arc<Mutex<Vec<(String, Duration)>>> = Arc::default();
+    let log = seen.clone();
+    let started = Instant::now();
+    let play = play(move |call| {
+        let topic = call.message.topic.to_string();
+        let throttles = topic == "work.a" && call.attempt.number == 1 && log.lock().unwrap().is_empty();
+        log.lock().unwrap().push((topic, started.elapsed()));
+        async move {
+            match throttles {
+                true => Err(Failure::Throttled { after: Some(pause), error: ErrorText::new("slow down") }),
+                false => Ok(Effects::default()),
+            }
+        }
+    });
+    let running = rig.start(&play);
+    let send = async |topic: &str| {
+        let message = NewMessage::new(Topic::parse(topic).unwrap(), "{}");
+        rig.store.enqueue(&[message]).await.unwrap();
+    };
+    send("work.a").await;
+    running.wait_for("the first attempt", |stats| stats.released >= 1).await;
+    send("work.b").await;
+    send("work.c").await;
+    rig.wait_until_empty().await;
+    running.engine.drain().await;
+    let seen = seen.lock().unwrap().clone();
+    let throttled = seen[0].1;
+    let of = |topic: &str| seen.iter().rfind(|(of, _)| of == topic).unwrap().1 - throttled;
+    assert!(of("work.a") >= pause && of("work.b") >= pause, "{seen:?}");
+    assert!(of("work.c") < pause, "another destination: {seen:?}");
+}
+
+async fn a_cluster_holds_no_more_than_it_may(on: On) {
+    let subscriptions = [Subscription { cluster_concurrency: Some(3), concurrency: 4, ..subscription("s") }];
+    let rig = Rig::new(on, &subscriptions).await;
+    rig.enqueue(60).await;
+    let running = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let counts = running.clone();
+    let play = play(move |_| {
+        let counts = counts.clone();
+        async move {
+            let now = counts.0.fetch_add(1, Ordering::SeqCst) + 1;
+            counts.1.fetch_max(now, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            counts.0.fetch_sub(1, Ordering::SeqCst);
+            Ok(Effects::default())
+        }
+    });
+    let options = || EngineOptions { poll_interval: Duration::from_millis(200), ..options() };
+    let one = rig.start_on(&rig.store, &play, options());
+    let store = rig.other_store().await;
+    let two = rig.start_on(&store, &play, options());
+    let started = Instant::now();
+    rig.wait_until_empty().await;
+    let took = started.elapsed();
+    one.engine.drain().await;
+    two.engine.drain().await;
+    assert_eq!(running.1.load(Ordering::SeqCst), 3, "the most that ran at once");
+    assert!(took < Duration::from_secs(3), "{took:?} for 60 messages of 10 ms, three at a time");
+}
+
+on_both!(
+    subscriptions_of_one_destination_pause_together,
+    a_cluster_holds_no_more_than_it_may,
+    without_a_share_no_backfill_runs_while_primary_messages_wait,
+    with_a_share_of_a_tenth_about_a_tenth_is_backfill,
+    a_rate_limit_holds,
+    nodes_share_a_rate_limit,
+    a_breaker_keeps_messages_while_their_destination_is_down,
+);

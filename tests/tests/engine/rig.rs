@@ -95,6 +95,8 @@ pub fn subscription(name: &str) -> Subscription {
         review_unknown_outcome: false,
         backfill_min_share: 0.0,
         rate_limit: None,
+        cluster_concurrency: None,
+        destination: None,
         breaker: None,
     }
 }
@@ -109,6 +111,48 @@ pub fn options() -> EngineOptions {
 
 pub fn message(number: usize) -> NewMessage {
     NewMessage::new(Topic::parse("work.item").unwrap(), Bytes::from(number.to_string()))
+}
+
+/// Which database a test runs on.
+#[derive(Debug, Clone, Copy)]
+pub enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// Makes each function a test on both databases, `sqlite::...` and `postgres::...`.
+macro_rules! on_both {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name($crate::rig::On::Sqlite).await;
+                }
+            )+
+        }
+
+        mod postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let test = concat!(module_path!(), "::", stringify!($name));
+                    if $crate::rig::has_postgres(test) {
+                        super::$name($crate::rig::On::Postgres).await;
+                    }
+                }
+            )+
+        }
+    };
+}
+
+/// Whether there is a PostgreSQL server; without one the test is skipped.
+pub fn has_postgres(test: &str) -> bool {
+    let has = test_database().unwrap().is_some();
+    if !has {
+        skip(test, "no PostgreSQL server on this machine");
+    }
+    has
 }
 
 /// Which database a rig has, and what of it is to be kept until the end.
@@ -146,21 +190,11 @@ pub struct Running {
 pub const NODE: &str = "node-of-the-rig";
 
 impl Rig {
-    /// On SQLite.
-    pub async fn new(subscriptions: &[Subscription]) -> Self {
-        Self::on(Database::Sqlite(temp_file().unwrap()), subscriptions).await
-    }
-
-    /// On PostgreSQL; `None`, and the test is skipped, where there is no server.
-    pub async fn on_postgres(test: &str, subscriptions: &[Subscription]) -> Option<Self> {
-        let Some(database) = test_database().unwrap() else {
-            skip(test, "no PostgreSQL server on this machine");
-            return None;
+    pub async fn new(on: On, subscriptions: &[Subscription]) -> Self {
+        let database = match on {
+            On::Sqlite => Database::Sqlite(temp_file().unwrap()),
+            On::Postgres => Database::Postgres(test_database().unwrap().expect("there is a server")),
         };
-        Some(Self::on(Database::Postgres(database), subscriptions).await)
-    }
-
-    async fn on(database: Database, subscriptions: &[Subscription]) -> Self {
         let storage = database.storage(NODE);
         storage.migrate().await.unwrap();
         let store = storage.open().await.unwrap();

@@ -12,7 +12,7 @@ use laneway_engine::{Engine, Sweep, Work};
 use laneway_testing::faults::{Fault, FaultyStore, Operation};
 use tokio::runtime::Handle;
 
-use crate::rig::{Rig, comes, options, play, subscription};
+use crate::rig::{On, Rig, comes, options, play, subscription};
 
 fn every_second(action: ScheduleAction) -> Schedule {
     Schedule {
@@ -42,9 +42,8 @@ fn start(store: &Arc<dyn Store>, schedule: Schedule) -> Engine {
     Engine::start(store, vec![], vec![schedule], options(), &Handle::current())
 }
 
-#[tokio::test]
-async fn a_failing_cleanup_is_noted_and_does_not_stop_the_schedule() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_failing_cleanup_is_noted_and_does_not_stop_the_schedule(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
     faulty.script(Operation::Clean, Fault::Broken);
     let store: Arc<dyn Store> = faulty.clone();
@@ -59,8 +58,7 @@ async fn a_failing_cleanup_is_noted_and_does_not_stop_the_schedule() {
     assert_eq!(runs[1].outcome.as_deref(), Some("done"));
 }
 
-#[tokio::test]
-async fn an_outage_delays_a_run_and_its_note_and_loses_neither() {
+async fn an_outage_delays_a_run_and_its_note_and_loses_neither(on: On) {
     for (operation, fault) in [
         (Operation::BeginRun, Fault::Before),
         (Operation::BeginRun, Fault::After),
@@ -68,7 +66,7 @@ async fn an_outage_delays_a_run_and_its_note_and_loses_neither() {
         (Operation::EndRun, Fault::Before),
         (Operation::EndRun, Fault::After),
     ] {
-        let rig = Rig::new(&[subscription("s")]).await;
+        let rig = Rig::new(on, &[subscription("s")]).await;
         let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
         faulty.script(operation, fault);
         let store: Arc<dyn Store> = faulty.clone();
@@ -83,9 +81,8 @@ async fn an_outage_delays_a_run_and_its_note_and_loses_neither() {
     }
 }
 
-#[tokio::test]
-async fn a_message_is_written_once_whatever_becomes_of_the_answer() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_message_is_written_once_whatever_becomes_of_the_answer(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
     faulty.script(Operation::BeginRun, Fault::After);
     faulty.script(Operation::BeginRun, Fault::Before);
@@ -99,9 +96,8 @@ async fn a_message_is_written_once_whatever_becomes_of_the_answer() {
     assert_eq!(rig.store.status().await.unwrap().messages, runs.len() as u64);
 }
 
-#[tokio::test]
-async fn of_two_nodes_one_runs_a_cleanups_time() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn of_two_nodes_one_runs_a_cleanups_time(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     let engines = [start(&rig.store, cleanup()), start(&rig.other_store().await, cleanup())];
     assert!(comes(async || rig.store.schedule_runs(&name(), 10).await.unwrap().len() >= 4).await);
     for engine in engines {
@@ -114,9 +110,8 @@ async fn of_two_nodes_one_runs_a_cleanups_time() {
     assert_eq!(times.len(), runs.len());
 }
 
-#[tokio::test]
-async fn a_sweep_goes_on_where_an_error_stopped_it() {
-    let rig = Rig::new(&[subscription("s")]).await;
+async fn a_sweep_goes_on_where_an_error_stopped_it(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(500).await;
     let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
     rig.wait_until_empty().await;
@@ -132,3 +127,11 @@ async fn a_sweep_goes_on_where_an_error_stopped_it() {
     assert_eq!(rig.store.status().await.unwrap().messages, 0);
     assert_eq!(sweep.changed(), 400, "the answer to one step was lost, its work was not");
 }
+
+on_both!(
+    a_failing_cleanup_is_noted_and_does_not_stop_the_schedule,
+    an_outage_delays_a_run_and_its_note_and_loses_neither,
+    a_message_is_written_once_whatever_becomes_of_the_answer,
+    of_two_nodes_one_runs_a_cleanups_time,
+    a_sweep_goes_on_where_an_error_stopped_it,
+);

@@ -249,6 +249,8 @@ fn subscription(args: &Args) -> Result<Subscription> {
         review_unknown_outcome: false,
         backfill_min_share: 0.0,
         rate_limit: None,
+        cluster_concurrency: None,
+        destination: None,
         breaker: None,
     })
 }

@@ -31,6 +31,8 @@ const BACKFILL_SHARE_MAX: f64 = 0.9;
 /// Lowest and highest limit of a rate, in messages a second.
 const RATE_MIN: f64 = 0.001;
 const RATE_MAX: f64 = 1_000_000.0;
+/// Most deliveries that a cluster can be held to.
+const CLUSTER_CONCURRENCY_MAX: u32 = 1_000_000;
 /// Most bytes that a payload may have: what the databases' rows and the sandbox can carry with ease.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -140,6 +142,8 @@ struct SubscriptionBlock {
     #[serde(default)]
     backfill_min_share: f64,
     rate_limit: Option<f64>,
+    cluster_concurrency: Option<u32>,
+    destination: Option<Name>,
     #[serde(default)]
     breaker: BreakerBlock,
     #[serde(default)]
@@ -296,6 +300,7 @@ impl File {
             subscriptions.push(checked);
         }
         let mut schedules = Schedules::read(self.cleanup, self.schedules, self.limits.payload_bytes_max)?;
+        check_destinations(&subscriptions)?;
         schedules.check_markers(subscriptions.iter().map(|s| &s.subscription))?;
         Ok(Config {
             storage,
@@ -312,6 +317,23 @@ impl File {
             schedules,
         })
     }
+}
+
+/// Subscriptions of one destination have one breaker.
+fn check_destinations(subscriptions: &[SubscriptionConfig]) -> Result<()> {
+    let mut first: BTreeMap<&Name, &Subscription> = BTreeMap::new();
+    for SubscriptionConfig { subscription, .. } in subscriptions {
+        let Some(destination) = &subscription.destination else { continue };
+        let other = first.entry(destination).or_insert(subscription);
+        ensure!(
+            other.breaker == subscription.breaker,
+            "subscriptions `{}` and `{}` have the same destination `{destination}`, and different breakers; write the \
+             same `breaker` for both",
+            other.name,
+            subscription.name
+        );
+    }
+    Ok(())
 }
 
 impl SubscriptionBlock {
@@ -365,6 +387,9 @@ impl SubscriptionBlock {
                 "rate_limit is {rate} messages a second; it must lie between {RATE_MIN} and {RATE_MAX}"
             );
         }
+        if let Some(concurrency) = self.cluster_concurrency {
+            within("cluster_concurrency", concurrency, CLUSTER_CONCURRENCY_MAX)?;
+        }
         let breaker = match self.breaker {
             BreakerBlock { failures: 0, .. } => None,
             BreakerBlock { failures, pause } => {
@@ -401,6 +426,8 @@ impl SubscriptionBlock {
             review_unknown_outcome: matches!(self.unknown_outcome, UnknownOutcome::Review),
             backfill_min_share: self.backfill_min_share,
             rate_limit: self.rate_limit,
+            cluster_concurrency: self.cluster_concurrency,
+            destination: self.destination,
             breaker,
         };
         let spec = PluginSpec {

@@ -18,7 +18,7 @@ const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n
 type Key<T> = (&'static str, &'static str, fn(&mut T));
 
 /// Keys of a subscription, a handler.
-const SUBSCRIPTION: [Key<SubscriptionConfig>; 17] = [
+const SUBSCRIPTION: [Key<SubscriptionConfig>; 19] = [
     ("concurrency", "3", |it| it.subscription.concurrency = 3),
     ("claim_batch", "77", |it| it.subscription.claim_batch = 77),
     ("lease", "\"45s\"", |it| it.subscription.lease = Duration::from_secs(45)),
@@ -29,6 +29,8 @@ const SUBSCRIPTION: [Key<SubscriptionConfig>; 17] = [
     ("ordering", "\"key\"", |it| it.subscription.ordering = Ordering::Key),
     ("backfill_min_share", "0.25", |it| it.subscription.backfill_min_share = 0.25),
     ("rate_limit", "7.5", |it| it.subscription.rate_limit = Some(7.5)),
+    ("cluster_concurrency", "5", |it| it.subscription.cluster_concurrency = Some(5)),
+    ("destination", "\"crm\"", |it| it.subscription.destination = Some(Name::parse("crm").unwrap())),
     ("breaker.failures", "4", |it| {
         it.subscription.breaker = Some(BreakerPolicy { failures: 4, pause: Duration::from_secs(30) });
     }),

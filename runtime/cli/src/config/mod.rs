@@ -190,6 +190,14 @@ mod tests {
             let error = error(&format!("[[subscription]]\n{text}"));
             assert!(error.contains(wants), "{text}: {error}");
         }
+        let of = |name: &str, failures: u32| {
+            format!(
+                "[[subscription]]\nname = \"{name}\"\ntopic = \"t.>\"\nhandler = \"h.wasm\"\n\
+                 destination = \"crm\"\nbreaker.failures = {failures}\n"
+            )
+        };
+        let differ = error(&format!("{}{}", of("a", 3), of("b", 4)));
+        assert!(differ.contains("`a` and `b`") && differ.contains("different breakers"), "{differ}");
         let twice = error(&format!("{MINIMAL}{MINIMAL}"));
         assert!(twice.contains("declared twice"), "{twice}");
         assert!(error("[storage]\nurl = \"mysql://x\"").contains("unknown scheme"));

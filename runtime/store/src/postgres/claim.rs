@@ -159,20 +159,27 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
         true => claim!(ordered, "(SELECT count(*) FROM parked) > 0"),
         false => claim!(unordered, "false"),
     };
-    let statement = sqlx::query(query)
-        .bind(request.subscription.0)
-        .bind(request.lane.number())
-        .bind(i64::from(request.limit.min(CLAIM_MAX)))
-        .bind(microseconds(request.lease))
-        .bind(request.check_markers);
-    let rows = match request.ordered {
-        false => database.connection().await?.all(statement).await?,
+    let claim = |limit: u32| {
+        sqlx::query(query)
+            .bind(request.subscription.0)
+            .bind(request.lane.number())
+            .bind(i64::from(limit.min(CLAIM_MAX)))
+            .bind(microseconds(request.lease))
+            .bind(request.check_markers)
+    };
+    let rows = match request.ordered || request.in_work_max.is_some() {
+        false => database.connection().await?.all(claim(request.limit)).await?,
         true => {
-            // A transaction whose first statement takes the lines: the claim must see what others did until then.
+            // A transaction whose first statement holds off other claims: this one must see what they did until then.
             let mut transaction = database.begin().await?;
             let query = "-- delivery.free_keys
                 SELECT laneway.free_keys($1)";
             transaction.execute(sqlx::query(query).bind(request.subscription.0)).await?;
+            let limit = match request.in_work_max {
+                Some(max) => request.limit.min(max.saturating_sub(in_work(&mut transaction, request).await?)),
+                None => request.limit,
+            };
+            let statement = claim(limit);
             let rows = transaction.all(statement).await?;
             transaction.commit().await?;
             rows
@@ -187,6 +194,15 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
     deliveries.sort_by_key(|delivery| delivery.id);
     let batch = Batch { subscription: request.subscription, token: LeaseToken(token), deliveries };
     Ok(Taken { batch: (!batch.deliveries.is_empty()).then_some(batch), again })
+}
+
+/// Deliveries of the subscription that are leased, to all nodes.
+async fn in_work(session: &mut impl Session, request: &ClaimRequest) -> Outcome<u32> {
+    let query = "-- delivery.in_work
+        SELECT coalesce(sum(bit_count(l.open)), 0)::bigint FROM laneway.lease l
+        WHERE l.subscription_id = $1 AND l.leased_until > statement_timestamp()";
+    let row = session.one(sqlx::query(query).bind(request.subscription.0)).await?;
+    Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
 }
 
 /// `None` if its message was deleted meanwhile; the lease's end then removes it.

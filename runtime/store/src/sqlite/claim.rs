@@ -13,17 +13,26 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use sqlx::Row;
 
 use super::connection::{Connections, Reader, from_hex, json, millis, now_ms};
-use super::writer::{Durability, Ran, Script};
+use super::writer::{Durability, Ran, Script, stop};
 
 /// Due deliveries of an ordered subscription that a claim looks at if it may take fewer: most may be of one key.
 const LOOKED_AT_MIN: u32 = 256;
 
 /// Leases due deliveries of one lane.
 pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
+    let mut request = request;
     // A look first: with nothing due, nobody's write is held up.
-    let Some(due) = probe(&mut connections.reader().await?, &request).await? else {
+    let mut reader = connections.reader().await?;
+    if let Some(max) = request.in_work_max {
+        request.limit = request.limit.min(max.saturating_sub(in_work(&mut reader, &request).await?));
+    }
+    if request.limit == 0 {
+        return Ok(None);
+    }
+    let Some(due) = probe(&mut reader, &request).await? else {
         return Ok(None);
     };
+    drop(reader);
     let mut deliveries: Vec<Delivery> = Vec::new();
     for &priority in &due.priorities {
         let left = request.limit.saturating_sub(u32::try_from(deliveries.len()).unwrap_or(u32::MAX));
@@ -140,6 +149,41 @@ async fn lease_priority(
     }
 }
 
+/// Counts leased deliveries of a subscription: among those that are not due yet, as far ahead as a lease reaches.
+macro_rules! in_work {
+    () => {
+        concat!(
+            "SELECT count(*) AS count FROM (
+                WITH RECURSIVE hop (subscription_id, lane, priority) AS (
+                    SELECT s.value, l.value, (SELECT max(d.priority) FROM laneway_delivery d
+                        WHERE d.subscription_id = s.value AND d.lane = l.value AND d.parked IS NOT 1)
+                    FROM (SELECT ? AS value) s, json_each('[0,1]') l
+                    UNION ALL
+                    SELECT hop.subscription_id, hop.lane, (SELECT max(d.priority) FROM laneway_delivery d
+                        WHERE d.subscription_id = hop.subscription_id AND d.lane = hop.lane AND d.parked IS NOT 1
+                            AND d.priority < hop.priority)
+                    FROM hop WHERE hop.priority IS NOT NULL
+                )
+                SELECT subscription_id, lane, priority FROM hop WHERE priority IS NOT NULL
+            ) hop CROSS JOIN laneway_delivery d
+            WHERE d.subscription_id = hop.subscription_id AND d.lane = hop.lane AND d.priority = hop.priority
+                AND d.parked IS NOT 1 AND d.lease_token IS NOT NULL
+                AND d.available_at > ",
+            now_ms!(),
+            " AND d.available_at <= ",
+            now_ms!(),
+            " + ?"
+        )
+    };
+}
+
+async fn in_work(reader: &mut Reader, request: &ClaimRequest) -> Result<u32, StoreError> {
+    let statement = sqlx::query(concat!("-- claim.in_work\n", in_work!()));
+    let statement = statement.bind(request.subscription.0).bind(millis(request.lease));
+    let count: Option<i64> = reader.optional(statement, |row| row.try_get(0)).await?;
+    Ok(u32::try_from(count.unwrap_or_default()).unwrap_or(u32::MAX))
+}
+
 /// The first deliveries of a priority that are due. The index gives their order, so that the limit ends the scan. Tokens
 /// are not looked at: what is due is free. The time is that of the look: under the write lock, and with one time, all
 /// statements of a claim find the same rows.
@@ -196,6 +240,19 @@ async fn lease(
         script.bind(limit)
     };
     let mut script = Script::new();
+    if let Some(max) = request.in_work_max {
+        // Another process may have claimed since the look.
+        script.step(concat!(
+            "-- claim.guard\nSELECT ",
+            stop!("w.count"),
+            " FROM (",
+            in_work!(),
+            ") w WHERE w.count > ?"
+        ));
+        script.bind(request.subscription.0)?;
+        script.bind(millis(request.lease))?;
+        script.bind(i64::from(max) - i64::from(limit))?;
+    }
     let mut parking = None;
     if request.ordered {
         parking = Some(script.step(concat!(
@@ -287,7 +344,7 @@ async fn lease(
         })
         .await?;
     let Ran::Committed(done) = ran else {
-        return Err(StoreError::Other("claim was stopped".to_owned()));
+        return Ok(Leased { deliveries: Vec::new(), parked: 0 });
     };
     let parked = parking.and_then(|step| done.get(step)).map_or(0, |done| done.rows_affected());
     // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.

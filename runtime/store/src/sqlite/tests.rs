@@ -32,6 +32,8 @@ fn subscription(name: &str, pattern: &str) -> Subscription {
         review_unknown_outcome: false,
         backfill_min_share: 0.0,
         rate_limit: None,
+        cluster_concurrency: None,
+        destination: None,
         breaker: None,
     }
 }
@@ -61,8 +63,15 @@ async fn execute(connection: &mut SqliteConnection, sql: &'static str) {
 
 async fn claim(store: &SqliteStore, subscription: SubscriptionId) -> Option<Batch> {
     let lease = Duration::from_secs(30);
-    let request =
-        ClaimRequest { subscription, lane: Lane::Primary, limit: 100, lease, check_markers: true, ordered: false };
+    let request = ClaimRequest {
+        subscription,
+        lane: Lane::Primary,
+        limit: 100,
+        lease,
+        check_markers: true,
+        ordered: false,
+        in_work_max: None,
+    };
     store.claim(request).await.unwrap()
 }
 
