@@ -121,6 +121,9 @@ CREATE INDEX delivery_due ON laneway.delivery (subscription_id, lane, priority D
     WHERE parked IS NOT TRUE;
 -- The order of each key.
 CREATE INDEX delivery_line ON laneway.delivery (subscription_id, key, message_seq) WHERE parked IS NOT NULL;
+-- What has a key and is in no line: delayed, or tried before.
+CREATE INDEX delivery_upcoming ON laneway.delivery (subscription_id, available_at)
+    WHERE key IS NOT NULL AND parked IS NULL;
 COMMENT ON TABLE laneway.delivery IS 'Messages owed and not leased, one row for each subscription.';
 COMMENT ON COLUMN laneway.delivery.message_seq IS 'The message. No foreign key: its check would cost each insert.';
 COMMENT ON COLUMN laneway.delivery.available_at IS 'When it is due. New, delayed, retried: this alone decides.';
@@ -134,7 +137,8 @@ COMMENT ON COLUMN laneway.delivery.parked IS
 COMMENT ON COLUMN laneway.delivery.last_error IS 'Error of the last attempt that counted.';
 COMMENT ON COLUMN laneway.delivery.key IS 'The message''s key, if the subscription is ordered.';
 
--- Only claims write here and into delivery.parked, one claim of a subscription after the other, and settlements remove.
+-- Claims write here and into delivery.parked, one claim of a subscription after the other. Settlements remove, and so
+-- does a reschedule.
 CREATE TABLE laneway.busy_key (
     subscription_id integer NOT NULL,
     message_seq bigint NOT NULL,
@@ -154,53 +158,73 @@ COMMENT ON COLUMN laneway.busy_key.key IS 'The key.';
 -- transaction of an application.
 CREATE TABLE laneway.freed_key (
     subscription_id integer NOT NULL,
+    look_at timestamptz NOT NULL DEFAULT now(),
     key text NOT NULL
 ) WITH (
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_scale_factor = 0.01,
     autovacuum_vacuum_cost_delay = 0
 );
-CREATE INDEX freed_key_subscription ON laneway.freed_key (subscription_id);
+CREATE INDEX freed_key_look ON laneway.freed_key (subscription_id, look_at);
 COMMENT ON TABLE laneway.freed_key IS 'Keys whose next message may be let out; the next claim looks.';
 COMMENT ON COLUMN laneway.freed_key.subscription_id IS 'Whose.';
+COMMENT ON COLUMN laneway.freed_key.look_at IS 'Not before; later for one that was looked at and has to wait for an application.';
 COMMENT ON COLUMN laneway.freed_key.key IS 'The key.';
 
--- Lets the next message of each freed key out of its line. The claims of an ordered subscription come one after the
--- other: each begins with this, and sees what the one before it and all settlements before it did. Letting out one too
--- many is no harm, as the claim looks at it again; parked with nobody before it and no word left would be for ever.
-CREATE FUNCTION laneway.free_keys(subscription integer) RETURNS void LANGUAGE plpgsql AS $$
+-- Brings the lines up to date: what was delayed and is due takes its place, and the next message of each freed key is
+-- let out. The claims of an ordered subscription come one after the other: each begins with this, and sees what the one
+-- before it and all settlements before it did. Letting out one too many is no harm, as the claim looks at it again;
+-- parked with nobody before it and no word left would be for ever.
+CREATE FUNCTION laneway.free_keys(subscription integer) RETURNS void LANGUAGE plpgsql
+SET lock_timeout = '5s'
+AS $$
+DECLARE
+    moment timestamptz;
 BEGIN
     PERFORM pg_advisory_xact_lock(1818326629, subscription);
-    IF NOT EXISTS (SELECT FROM laneway.freed_key f WHERE f.subscription_id = subscription) THEN
+    moment := clock_timestamp();
+    UPDATE laneway.delivery d SET parked = false WHERE d.ctid = ANY (ARRAY(
+        SELECT l.ctid FROM laneway.delivery l
+        WHERE l.subscription_id = subscription AND l.key IS NOT NULL AND l.parked IS NULL AND l.available_at <= moment
+            AND NOT EXISTS (SELECT FROM laneway.busy_key b
+                WHERE b.subscription_id = subscription AND b.key = l.key AND b.message_seq = l.message_seq)
+        ORDER BY l.available_at LIMIT 4096 FOR UPDATE SKIP LOCKED
+    ));
+    IF NOT EXISTS (SELECT FROM laneway.freed_key f WHERE f.subscription_id = subscription AND f.look_at <= moment) THEN
         RETURN;
     END IF;
     WITH word AS MATERIALIZED (
-        SELECT f.ctid AS place, f.key FROM laneway.freed_key f WHERE f.subscription_id = subscription LIMIT 4096
-    ), freed AS MATERIALIZED (
-        SELECT DISTINCT w.key FROM word w
+        SELECT f.ctid AS place, f.key, row_number() OVER (PARTITION BY f.key) AS number FROM (
+            SELECT f.ctid, f.key FROM laneway.freed_key f
+            WHERE f.subscription_id = subscription AND f.look_at <= moment ORDER BY f.look_at LIMIT 4096
+        ) f
     ), forgotten AS (
-        -- The message was deleted, so that nobody will settle it.
-        DELETE FROM laneway.busy_key b USING freed f
-        WHERE b.subscription_id = subscription AND b.key = f.key
+        -- The message was deleted, so that nobody may ever settle it.
+        DELETE FROM laneway.busy_key b USING word w
+        WHERE w.number = 1 AND b.subscription_id = subscription AND b.key = w.key
             AND NOT EXISTS (SELECT FROM laneway.message m WHERE m.seq = b.message_seq)
     ), next AS MATERIALIZED (
-        SELECT f.key, n.place FROM freed f CROSS JOIN LATERAL (
+        SELECT w.key, n.place FROM word w CROSS JOIN LATERAL (
             SELECT d.ctid AS place, d.parked FROM laneway.delivery d
-            WHERE d.subscription_id = subscription AND d.key = f.key AND d.parked IS NOT NULL
+            WHERE d.subscription_id = subscription AND d.key = w.key AND d.parked IS NOT NULL
             ORDER BY d.message_seq LIMIT 1
-        ) n WHERE n.parked
+        ) n WHERE w.number = 1 AND n.parked
     ), held AS MATERIALIZED (
-        -- One that is being cancelled is left, and the word with it.
         SELECT n.key, n.place FROM next n JOIN laneway.delivery d ON d.ctid = n.place FOR UPDATE OF d SKIP LOCKED
     ), let_out AS (
         UPDATE laneway.delivery d SET parked = false FROM held h WHERE d.ctid = h.place
+    ), kept AS (
+        -- An application holds it, such as to cancel it: one word stays.
+        UPDATE laneway.freed_key f SET look_at = moment + interval '1 second' FROM word w
+        WHERE f.ctid = w.place AND w.number = 1
+            AND w.key IN (SELECT n.key FROM next n) AND w.key NOT IN (SELECT h.key FROM held h)
     )
-    DELETE FROM laneway.freed_key f USING word w WHERE f.ctid = w.place
-        AND (w.key IN (SELECT h.key FROM held h) OR w.key NOT IN (SELECT n.key FROM next n));
+    DELETE FROM laneway.freed_key f USING word w WHERE f.ctid = w.place AND (w.number > 1
+        OR w.key IN (SELECT h.key FROM held h) OR w.key NOT IN (SELECT n.key FROM next n));
 END
 $$;
 REVOKE EXECUTE ON FUNCTION laneway.free_keys(integer) FROM PUBLIC;
-COMMENT ON FUNCTION laneway.free_keys(integer) IS 'Holds the lines of a subscription until the transaction ends, and lets out who is next.';
+COMMENT ON FUNCTION laneway.free_keys(integer) IS 'Holds the lines of a subscription until the transaction ends, and brings them up to date.';
 
 -- One row for all that a claim took: a lease costs the same however many deliveries it covers, and claiming enters no
 -- row into an index. The arrays have one element for each delivery and are never changed; open says which of them are
@@ -465,8 +489,14 @@ BEGIN
         RETURNING d.subscription_id, d.key
     ), freed AS (
         INSERT INTO laneway.freed_key (subscription_id, key)
-        SELECT g.subscription_id, g.key FROM gone g WHERE g.key IS NOT NULL
-        UNION
+        SELECT DISTINCT g.subscription_id, g.key FROM gone g WHERE g.key IS NOT NULL
+        RETURNING subscription_id
+    )
+    SELECT count(pg_notify('laneway', f.subscription_id::text)) INTO woken
+    FROM (SELECT DISTINCT f.subscription_id FROM freed f) f;
+    -- A statement of its own: the one above may have waited for a claim, and this sees what that did.
+    WITH freed AS (
+        INSERT INTO laneway.freed_key (subscription_id, key)
         SELECT b.subscription_id, b.key FROM removed m CROSS JOIN laneway.subscription s
         JOIN laneway.busy_key b ON b.subscription_id = s.id AND b.key = m.key AND b.message_seq = m.seq
         WHERE s.ordered
@@ -598,13 +628,17 @@ BEGIN
     END IF;
     SELECT * INTO held FROM laneway.hold_waiting_message(message_id);
     IF held.answer = 'open' THEN
-        UPDATE laneway.delivery d SET available_at = greatest(due, now()), parked = NULL
+        UPDATE laneway.delivery d SET available_at = greatest(due, now()),
+            parked = CASE WHEN d.key IS NOT NULL AND due <= now() THEN false END
             WHERE d.message_seq = held.message_seq;
         IF NOT FOUND THEN
             -- It matched no subscription.
             RETURN 'too late';
         END IF;
-        -- It leaves the line of its key until its new time.
+        -- It leaves the line of its key until its new time, also if it was claimed once and handed back.
+        DELETE FROM laneway.busy_key b USING laneway.delivery d
+            WHERE d.message_seq = held.message_seq AND b.subscription_id = d.subscription_id AND b.key = d.key
+                AND b.message_seq = d.message_seq;
         INSERT INTO laneway.freed_key (subscription_id, key)
             SELECT d.subscription_id, d.key FROM laneway.delivery d
             WHERE d.message_seq = held.message_seq AND d.key IS NOT NULL;

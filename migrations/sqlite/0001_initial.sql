@@ -140,6 +140,9 @@ CREATE INDEX laneway_delivery_due
     WHERE parked IS NOT 1;
 -- The order of each key.
 CREATE INDEX laneway_delivery_line ON laneway_delivery (subscription_id, key, message_seq) WHERE parked IS NOT NULL;
+-- What has a key and is in no line: delayed, or claimed before.
+CREATE INDEX laneway_delivery_upcoming ON laneway_delivery (subscription_id, available_at)
+    WHERE key IS NOT NULL AND parked IS NULL;
 
 -- Keys of ordered subscriptions of which a message was claimed and is not settled.
 CREATE TABLE laneway_busy_key (
@@ -312,6 +315,13 @@ WHEN NEW.headers <> '{}' AND json_valid(NEW.headers)
 BEGIN
     SELECT RAISE(ABORT, 'headers: a JSON object whose values are strings')
     FROM json_each(NEW.headers) h WHERE h.type <> 'text';
+END;
+
+-- A message that replaces one of the same number, as INSERT OR REPLACE does, tells no trigger that the other is gone.
+CREATE TRIGGER laneway_message_replaced BEFORE INSERT ON laneway_message WHEN NEW.seq > 0
+BEGIN
+    DELETE FROM laneway_delivery WHERE id BETWEEN NEW.seq * 1048576 AND NEW.seq * 1048576 + 1048575
+        AND EXISTS (SELECT 1 FROM laneway_message m WHERE m.seq = NEW.seq);
 END;
 
 -- One delivery for each subscription that matches, in the producer's transaction. GLOB and the number of dots decide

@@ -95,7 +95,9 @@ async fn reschedule_on_sqlite(
     let query = concat!(
         "-- outbox.reschedule
         UPDATE laneway_delivery SET
-            parked = NULL, available_at = max(?2, CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER))
+            parked = iif(key IS NOT NULL
+                AND ?2 <= CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER), 0, NULL),
+            available_at = max(?2, CAST((julianday('now') - 2440587.5) * 86400000 + 0.5 AS INTEGER))
         WHERE id BETWEEN (SELECT m.seq * 1048576 FROM laneway_message m WHERE m.id = ?1)
                 AND (SELECT m.seq * 1048576 + 1048575 FROM laneway_message m WHERE m.id = ?1)
             AND EXISTS (SELECT 1 FROM laneway_message m WHERE m.id = ?1 AND ",
@@ -107,7 +109,15 @@ async fn reschedule_on_sqlite(
     if done.rows_affected() == 0 {
         return why_not(connection, id).await;
     }
-    // It left the line of its key until its new time: whoever stood behind it comes next.
+    // It left the line of its key until its new time, also if it was claimed once and handed back: whoever stood behind
+    // it comes next.
+    let query = "-- outbox.free_key
+        DELETE FROM laneway_busy_key WHERE (subscription_id, key) IN (
+            SELECT d.subscription_id, d.key FROM laneway_message m JOIN laneway_delivery d
+                ON d.id BETWEEN m.seq * 1048576 AND m.seq * 1048576 + 1048575
+            WHERE m.id = ?1 AND d.key IS NOT NULL)
+            AND message_seq = (SELECT m.seq FROM laneway_message m WHERE m.id = ?1)";
+    sqlx::query(query).bind(id.as_str()).execute(&mut *connection).await?;
     let query = "-- outbox.let_out
         UPDATE laneway_delivery SET parked = 0 WHERE parked = 1 AND id IN (
             SELECT (SELECT e.id FROM laneway_delivery e

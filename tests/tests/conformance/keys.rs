@@ -241,6 +241,98 @@ conformance! {
         }
     }
 
+    async fn what_was_handed_back_can_be_moved_past_the_others(fixture: &Fixture) {
+        let subscription = subscribe(fixture).await;
+        fixture.enqueue(&[keyed("a", "a1"), keyed("a", "a2")]).await;
+        let first = claim(fixture, subscription).await.unwrap();
+        fixture.settle_all(&[settlement(&first, 0, Verdict::RELEASE)]).await;
+        let id = MessageId::parse("a1").unwrap();
+        assert_eq!(fixture.store.reschedule(&id, Timestamp::now() + HOUR).await.unwrap(), Change::Done);
+        assert_eq!(drain(fixture, subscription).await, ["a2"]);
+    }
+
+    async fn what_was_delayed_and_is_due_is_not_overtaken_by_another_lane(fixture: &Fixture) {
+        let subscription = subscribe(fixture).await;
+        let delayed = NewMessage { delay: Some(HOUR), priority: Priority::BULK, ..keyed("a", "a1") };
+        let moved = NewMessage { delay: Some(HOUR), priority: Priority::BULK, ..keyed("b", "b1") };
+        fixture.enqueue(&[delayed, moved]).await;
+        fixture.sql().await.make_due("message_seq = (select seq from @message where id = 'a1')").await;
+        let now = Timestamp::now() - HOUR;
+        let id = MessageId::parse("b1").unwrap();
+        assert_eq!(fixture.store.reschedule(&id, now).await.unwrap(), Change::Done);
+        fixture.enqueue(&[keyed("a", "a2"), keyed("b", "b2")]).await;
+        assert_eq!(claimed(fixture, subscription).await.1, [""; 0]);
+        let drained = drain(fixture, subscription).await;
+        assert_eq!(drained, ["a1", "b1", "a2", "b2"]);
+    }
+
+    async fn a_node_that_knows_nothing_of_the_order_takes_nothing(fixture: &Fixture) {
+        let subscription = subscribe(fixture).await;
+        fixture.enqueue(&[keyed("a", "a1"), keyed("a", "a2")]).await;
+        let stale = ClaimRequest { ordered: false, ..on(Lane::Primary, subscription) };
+        assert!(fixture.store.claim(stale).await.unwrap().is_none());
+        assert_eq!(drain(fixture, subscription).await, ["a1", "a2"]);
+    }
+
+    async fn a_message_that_is_deleted_while_it_is_handed_back_holds_nobody_up(fixture: &Fixture) {
+        let subscription = subscribe(fixture).await;
+        fixture.enqueue(&[keyed("a", "a1"), keyed("a", "a2"), keyed("b", "b1"), keyed("b", "b2")]).await;
+        let mut sql = fixture.sql().await;
+        // Deleted while it is in work, and then its lease ends, or its node hands it back.
+        let first = claim(fixture, subscription).await.unwrap();
+        assert_eq!(ids(&first), ["a1", "b1"]);
+        sql.run("delete from @message where id in ('a1', 'b1')").await;
+        fixture.settle(&[settlement(&first, 0, Verdict::RELEASE)]).await;
+        sql.expire_leases().await;
+        assert_eq!(drain(fixture, subscription).await, ["a2", "b2"]);
+        assert_eq!(sql.count("busy_key").await, 0);
+        // A delivery that is left of one that is gone.
+        fixture.enqueue(&[keyed("a", "a3"), keyed("a", "a4")]).await;
+        if fixture.is_sqlite() {
+            sql.run("update laneway_delivery set id = 77 * 1048576 + subscription_id, message_seq = 77
+                where message_seq = (select seq from laneway_message where id = 'a3')").await;
+        } else {
+            sql.run("update laneway.delivery set message_seq = 0
+                where message_seq = (select seq from laneway.message where id = 'a3')").await;
+        }
+        sql.run("delete from @message where id = 'a3'").await;
+        sql.run("update @delivery set parked = null where parked is not null and message_seq in (0, 77)").await;
+        assert_eq!(drain(fixture, subscription).await, ["a4"]);
+    }
+
+    async fn a_message_deleted_under_a_claim_holds_nobody_up(fixture: &Fixture) {
+        if fixture.is_sqlite() {
+            return;
+        }
+        let subscription = subscribe(fixture).await;
+        fixture.enqueue(&[keyed("a", "a1"), keyed("a", "a2"), keyed("z", "z1")]).await;
+        // Stops the claim in its middle, while it takes a1.
+        let mut sql = fixture.sql().await;
+        sql.run(&format!(
+            "begin; insert into @busy_key (subscription_id, key, message_seq) values ({subscription}, 'z', 0)"
+        ))
+        .await;
+        let node = fixture.another_node().await;
+        let slow = tokio::spawn(async move { node.claim(on(Lane::Primary, subscription)).await.unwrap() });
+        let mut looking = fixture.sql().await;
+        let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
+            and datname = current_database()";
+        while looking.number(waiting).await < 1 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let mut other = fixture.sql().await;
+        let deleting = tokio::spawn(async move { other.run("delete from @message where id = 'a1'").await });
+        while looking.number(waiting).await < 2 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        sql.run("rollback").await;
+        let batch = slow.await.unwrap().unwrap();
+        deleting.await.unwrap();
+        let place = batch.deliveries.iter().position(|delivery| delivery.message.id.as_str() == "a1").unwrap();
+        fixture.settle(&[settlement(&batch, place, Verdict::RELEASE)]).await;
+        assert!(drain(fixture, subscription).await.contains(&"a2".to_owned()));
+    }
+
     async fn a_claim_under_way_parks_nobody_for_ever(fixture: &Fixture) {
         if fixture.is_sqlite() {
             // There, claims come one after the other.

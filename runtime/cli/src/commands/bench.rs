@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use laneway_core::{
-    Attempt, Call, Cleanup, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, NewMessage, Priority,
-    RetryPolicy, StateEntry, StateError, StateView, Store, Subscription, SubscriptionId, SubscriptionKind, Topic,
-    TopicPattern, Topology,
+    Attempt, Call, Cleanup, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, NewMessage, Ordering,
+    Priority, RetryPolicy, StateEntry, StateError, StateView, Store, Subscription, SubscriptionId,
+    SubscriptionKind, Topic, TopicPattern, Topology,
 };
 use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot, Sweep, Work};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
@@ -50,6 +50,13 @@ pub struct Args {
     /// Measure latency once more while the markers of all messages before are cleaned up
     #[arg(long)]
     cleanup: bool,
+    /// Give the messages this many keys in turn, and process those of one key one at a time; 0 gives none
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    keys: u32,
+    /// Measure latency once more while this many messages of one more key are in line and worked off
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "keys",
+        value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
+    hot_key: u32,
     /// Handler component; `cargo xtask plugins` builds one that does nothing
     #[arg(long, value_name = "FILE", default_value = "target/plugins/noop.wasm")]
     handler: PathBuf,
@@ -70,6 +77,8 @@ struct Report {
     latency_ms: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_with_backfill_ms: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_with_hot_key_ms: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_with_cleanup_ms: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,9 +214,14 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         latency_with_cleanup_ms = Some(bench.latency().await?);
         cleanup = Some(cleaning.await??);
     }
+    let mut latency_with_hot_key_ms = None;
+    if bench.args.hot_key > 0 && bench.args.seconds > 0 {
+        bench.enqueue_many(bench.args.hot_key, |message, _| message.key = Some("hot".to_owned())).await?;
+        latency_with_hot_key_ms = Some(bench.latency().await?);
+    }
     let mut latency_with_backfill_ms = None;
     if bench.args.backfill > 0 && bench.args.seconds > 0 {
-        bench.enqueue_many(bench.args.backfill, Priority::BULK).await?;
+        bench.enqueue_many(bench.args.backfill, |message, _| message.priority = Priority::BULK).await?;
         latency_with_backfill_ms = Some(bench.latency().await?);
     }
     let report = Report {
@@ -217,6 +231,7 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         drain_per_s: Modes { fresh: round(fresh.per_second, 0), reuse: round(reuse.per_second, 0) },
         latency_ms,
         latency_with_backfill_ms,
+        latency_with_hot_key_ms,
         latency_with_cleanup_ms,
         cleanup,
         sandbox_us: Modes { fresh: round(quiet.fresh, 2), reuse: round(quiet.reuse, 2) },
@@ -238,7 +253,7 @@ fn subscription(args: &Args) -> Result<Subscription> {
         pattern: TopicPattern::parse("bench.message")?,
         kind: SubscriptionKind::Handler,
         lane_threshold: Priority::NORMAL,
-        ordering: laneway_core::Ordering::None,
+        ordering: if args.keys > 0 { Ordering::Key } else { Ordering::None },
         idempotent: true,
         retry: RetryPolicy::default(),
         lease: Duration::from_secs(30),
@@ -260,24 +275,34 @@ impl Bench {
         Ok(NewMessage::new(Topic::parse("bench.message")?, vec![b'x'; self.args.payload as usize]))
     }
 
+    /// The key of a message, if they have any.
+    fn key(&self, number: usize) -> Option<String> {
+        let place = number.checked_rem(self.args.keys as usize)?;
+        Some(format!("key-{place}"))
+    }
+
     /// The messages of one drain. Messages a second.
     async fn enqueue(&self) -> Result<f64> {
-        self.enqueue_many(self.args.messages, Priority::NORMAL).await
+        self.enqueue_many(self.args.messages, |message, number| message.key = self.key(number)).await
     }
 
     /// One producer, committing by hundreds. Messages a second.
-    async fn enqueue_many(&self, count: u32, priority: Priority) -> Result<f64> {
-        let template = NewMessage { priority, ..self.message()? };
-        let mut left = count as usize;
+    async fn enqueue_many(&self, count: u32, change: impl Fn(&mut NewMessage, usize)) -> Result<f64> {
+        let template = self.message()?;
+        let count = count as usize;
         let started = Instant::now();
-        while left > 0 {
-            let size = left.min(ENQUEUE_BATCH);
-            let batch: Vec<NewMessage> =
-                (0..size).map(|_| NewMessage { id: MessageId::generate(), ..template.clone() }).collect();
+        for first in (0..count).step_by(ENQUEUE_BATCH) {
+            let batch: Vec<NewMessage> = (first..count.min(first + ENQUEUE_BATCH))
+                .map(|number| {
+                    let mut message = NewMessage { id: MessageId::generate(), ..template.clone() };
+                    change(&mut message, number);
+                    message
+                })
+                .collect();
             self.store.enqueue(&batch).await?;
-            left -= size;
         }
-        Ok(f64::from(count) / started.elapsed().as_secs_f64())
+        let count = count as f64;
+        Ok(count / started.elapsed().as_secs_f64())
     }
 
     fn plugin(&self, reuse: bool) -> Result<Arc<dyn Invoker>> {
@@ -360,6 +385,14 @@ impl Bench {
         })
     }
 
+    /// Messages that no claim has looked at.
+    async fn waiting(&self) -> Result<u64> {
+        let status = self.store.status().await?;
+        let lanes = status.subscriptions.iter().flat_map(|subscription| &subscription.lanes);
+        // The next one of the busy key may be among them at any time.
+        Ok(lanes.map(|lane| lane.due).sum::<u64>().saturating_sub(1))
+    }
+
     /// From a commit's return in the producer to the start of the handler, by a steady pace, one message a commit.
     async fn latency(&self) -> Result<Latency> {
         let sandbox = sandbox(None)?;
@@ -367,6 +400,11 @@ impl Bench {
         let producer = self.storage.open().await?;
         let (engine, started) = self.start(false, true, &sandbox)?;
         tokio::time::sleep(Duration::from_millis(500)).await;
+        // Messages of a busy key stand before the others until a claim has put them in line.
+        let deadline = Instant::now() + STALL;
+        while self.args.keys > 0 && self.waiting().await? > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         // The ranges of both keep it far from the end of the numbers.
         let total = self.args.rate * self.args.seconds;
         let mut committed = Vec::with_capacity(total as usize);
@@ -374,16 +412,19 @@ impl Bench {
         for i in 0..total {
             let due = begin + Duration::from_secs_f64(f64::from(i) / f64::from(self.args.rate));
             tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
-            let message = self.message()?;
+            let message = NewMessage { key: self.key(i as usize), ..self.message()? };
             let id = message.id.clone();
             producer.enqueue(std::slice::from_ref(&message)).await?;
             committed.push((id, Instant::now()));
         }
         let each = started.each.as_ref().context("starts were not noted")?;
-        let noted = || each.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let is_missing = || {
+            let each = each.lock().unwrap_or_else(PoisonError::into_inner);
+            committed.iter().any(|(id, _)| !each.contains_key(id))
+        };
         let deadline = Instant::now() + STALL;
-        while noted() < committed.len() && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        while is_missing() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         engine.drain().await;
         sandbox.shutdown_background();

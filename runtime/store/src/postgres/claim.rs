@@ -12,6 +12,9 @@ use sqlx::postgres::PgRow;
 use super::connection::{Database, Outcome, Session, microseconds, span, unreadable};
 use super::lease::CLAIM_MAX;
 
+/// Due deliveries of an ordered subscription that a claim looks at, if all that it looked at before had to wait.
+const LOOKED_AT_MIN: u32 = 256;
+
 /// Leases due deliveries of one lane.
 ///
 /// Due rows are not one range of the index: behind those of each priority come the ones that are delayed. So the
@@ -23,8 +26,11 @@ use super::lease::CLAIM_MAX;
 ///
 /// Rows are deleted by their physical place, which the locks hold still: a join by key would look each up once more.
 pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome<Option<Batch>> {
+    // One more round looks at more: most may be of one key.
+    let mut looked_at = request.limit.min(CLAIM_MAX);
     loop {
-        let taken = take(database, &request).await?;
+        let taken = take(database, &request, looked_at).await?;
+        looked_at = looked_at.max(LOOKED_AT_MIN);
         // What came back is not in the snapshot of the statement that brought it back. Beside a batch it waits for the
         // next claim, and the statement's notification sees to it that one comes. What was parked made room for others.
         if taken.batch.is_some() || !taken.again {
@@ -40,9 +46,11 @@ struct Taken {
     again: bool,
 }
 
-async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
-    // Rows of ordered subscriptions that are free to go wait in their lines until a claim looks at them. Each has to be
-    // the first of its line, and its key must not be busy with another; else it is parked, out of the way of claims.
+async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Outcome<Taken> {
+    // Rows of ordered subscriptions wait in their lines until a claim looks at them. Each has to be the first of its
+    // line, and its key must not be busy with another; else it is parked, out of the way of claims. A node that does not
+    // know yet that the subscription is ordered takes nothing. The tables are probed once for each key: the key of a long
+    // line leaves many dead rows there.
     macro_rules! chosen {
         (ordered) => {
             "due AS MATERIALIZED (
@@ -50,20 +58,21 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
                     SELECT d.ctid AS place, d.priority, d.available_at, d.message_seq, d.key FROM laneway.delivery d
                     WHERE d.subscription_id = $1 AND d.lane = $2 AND d.priority = level.priority
                         AND d.available_at <= statement_timestamp() AND d.parked IS NOT TRUE
-                    ORDER BY d.available_at, d.message_seq LIMIT greatest($3, 256)
+                    ORDER BY d.available_at, d.message_seq LIMIT $6
                     FOR UPDATE SKIP LOCKED
-                ) ready LIMIT greatest($3, 256)
+                ) ready LIMIT $6
+            ), numbered AS MATERIALIZED (
+                SELECT d.*, row_number() OVER (PARTITION BY d.key ORDER BY d.message_seq) AS number FROM due d
+            ), probed AS MATERIALIZED (
+                SELECT n.*, b.message_seq AS busy FROM numbered n
+                LEFT JOIN laneway.busy_key b
+                    ON b.subscription_id = $1 AND b.key = CASE WHEN n.number = 1 THEN n.key END
             ), looked AS MATERIALIZED (
-                SELECT d.*, d.key IS NULL OR CASE
-                    WHEN b.message_seq IS NOT NULL THEN b.message_seq = d.message_seq
-                    ELSE NOT EXISTS (SELECT FROM laneway.delivery e
-                            WHERE e.subscription_id = $1 AND e.key = d.key AND e.parked IS NOT NULL
-                                AND e.message_seq < d.message_seq)
-                        -- Not in line yet are those that were delayed, of which several may become due together.
-                        AND NOT EXISTS (SELECT FROM due o WHERE o.key = d.key AND o.message_seq < d.message_seq)
-                    END AS free
-                FROM due d
-                LEFT JOIN laneway.busy_key b ON b.subscription_id = $1 AND b.key = d.key
+                SELECT p.*, p.key IS NULL OR coalesce(max(p.busy) OVER (PARTITION BY p.key) = p.message_seq, false)
+                    OR (p.number = 1 AND p.busy IS NULL AND NOT EXISTS (SELECT FROM laneway.delivery e
+                        WHERE e.subscription_id = $1 AND e.key = p.key AND e.parked IS NOT NULL
+                            AND e.message_seq < p.message_seq)) AS free
+                FROM probed p
             ), chosen AS MATERIALIZED (
                 SELECT l.place, l.available_at, l.message_seq, l.key FROM looked l WHERE l.free
                 ORDER BY l.priority DESC, l.available_at, l.message_seq LIMIT $3
@@ -74,6 +83,12 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
                 INSERT INTO laneway.busy_key (subscription_id, key, message_seq)
                 SELECT $1, c.key, c.message_seq FROM chosen c WHERE c.key IS NOT NULL
                 ON CONFLICT (subscription_id, key) DO NOTHING
+            ), orphaned AS (
+                -- Its message was deleted while it was handed back: nobody will ever settle it.
+                INSERT INTO laneway.freed_key (subscription_id, key)
+                SELECT $1, c.key FROM chosen c WHERE c.key IS NOT NULL
+                    AND NOT EXISTS (SELECT FROM laneway.message m WHERE m.seq = c.message_seq)
+                RETURNING 1
             )"
         };
         (unordered) => {
@@ -82,6 +97,7 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
                     SELECT d.ctid AS place, d.available_at FROM laneway.delivery d
                     WHERE d.subscription_id = $1 AND d.lane = $2 AND d.priority = level.priority
                         AND d.available_at <= statement_timestamp() AND d.parked IS NOT TRUE
+                        AND NOT EXISTS (SELECT FROM laneway.subscription s WHERE s.id = $1 AND s.ordered)
                     ORDER BY d.available_at, d.message_seq LIMIT $3
                     FOR UPDATE SKIP LOCKED
                 ) ready LIMIT $3
@@ -128,9 +144,9 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
             RETURNING d.message_seq, d.priority, d.attempt + 1 AS attempt, d.first_attempt_at, d.last_error,
                 c.available_at
         ), leased AS (
-            INSERT INTO laneway.lease (leased_until, message_seq_min, message_seq_max, subscription_id, lane, open,
+            INSERT INTO laneway.lease (leased_until, leased_at, message_seq_min, message_seq_max, subscription_id, lane, open,
                 message_seqs, priorities, attempts, first_attempts_at, last_errors)
-            SELECT statement_timestamp() + $4::bigint * interval '1 microsecond', min(t.message_seq),
+            SELECT statement_timestamp() + $4::bigint * interval '1 microsecond', statement_timestamp(), min(t.message_seq),
                 max(t.message_seq), $1, $2, repeat('1', count(*)::integer)::bit varying, array_agg(t.message_seq),
                 array_agg(t.priority), array_agg(t.attempt), array_agg(t.first_attempt_at), array_agg(t.last_error)
             FROM (SELECT * FROM taken ORDER BY priority DESC, available_at, message_seq) t
@@ -156,16 +172,17 @@ async fn take(database: &Database, request: &ClaimRequest) -> Outcome<Taken> {
         };
     }
     let query = match request.ordered {
-        true => claim!(ordered, "(SELECT count(*) FROM parked) > 0"),
+        true => claim!(ordered, "(SELECT count(*) FROM parked) + (SELECT count(*) FROM orphaned) > 0"),
         false => claim!(unordered, "false"),
     };
     let claim = |limit: u32| {
-        sqlx::query(query)
+        let statement = sqlx::query(query)
             .bind(request.subscription.0)
             .bind(request.lane.number())
             .bind(i64::from(limit.min(CLAIM_MAX)))
             .bind(microseconds(request.lease))
-            .bind(request.check_markers)
+            .bind(request.check_markers);
+        if request.ordered { statement.bind(i64::from(looked_at)) } else { statement }
     };
     let rows = match request.ordered || request.in_work_max.is_some() {
         false => database.connection().await?.all(claim(request.limit)).await?,

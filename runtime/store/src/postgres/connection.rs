@@ -31,7 +31,8 @@ const MICROSECONDS_MAX: i64 = 31_557_600_000_000_000;
 /// give. A generic plan also saves planning each claim and settlement anew.
 const SETTINGS: &str = "SET jit = off; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
     SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; \
-    SET enable_memoize = off; SET max_parallel_workers_per_gather = 0";
+    SET enable_memoize = off; SET max_parallel_workers_per_gather = 0; \
+    SET default_transaction_isolation = 'read committed'; SET idle_in_transaction_session_timeout = '10s'";
 
 /// The pool, and a count of what was sent through it.
 #[derive(Clone)]

@@ -112,22 +112,27 @@ async fn reorder(session: &mut impl Session, subscription: &Subscription) -> Out
     let statement = sqlx::query(query).bind(subscription.name.as_str()).bind(subscription.is_ordered());
     let Some(row) = session.optional(statement).await? else { return Ok(()) };
     let id: i32 = row.try_get(0)?;
-    let queries: &[&'static str] = match subscription.is_ordered() {
-        true => &["-- topology.line_up
-            UPDATE laneway.delivery d SET key = m.key,
-                parked = CASE WHEN d.available_at <= now() AND d.attempt = 0 THEN false END
+    // Meanwhile no node claims: an application that holds one of these messages must not hold up all of them.
+    session.execute(sqlx::query("SET LOCAL lock_timeout = '5s'")).await?;
+    let change = match subscription.is_ordered() {
+        true => {
+            "-- topology.line_up
+            UPDATE laneway.delivery d SET key = m.key, parked = CASE WHEN d.available_at <= now() THEN false END
             FROM laneway.message m
-            WHERE d.subscription_id = $1 AND m.seq = d.message_seq AND m.key IS NOT NULL"],
-        false => &[
+            WHERE d.subscription_id = $1 AND m.seq = d.message_seq AND m.key IS NOT NULL"
+        }
+        false => {
             "-- topology.let_out
-            UPDATE laneway.delivery SET key = NULL, parked = NULL WHERE subscription_id = $1 AND key IS NOT NULL",
-            "-- topology.forget_busy_keys
-            DELETE FROM laneway.busy_key WHERE subscription_id = $1",
-            "-- topology.forget_freed_keys
-            DELETE FROM laneway.freed_key WHERE subscription_id = $1",
-        ],
+            UPDATE laneway.delivery SET key = NULL, parked = NULL WHERE subscription_id = $1 AND key IS NOT NULL"
+        }
     };
-    for &query in queries {
+    let forget = [
+        "-- topology.forget_busy_keys
+        DELETE FROM laneway.busy_key WHERE subscription_id = $1",
+        "-- topology.forget_freed_keys
+        DELETE FROM laneway.freed_key WHERE subscription_id = $1",
+    ];
+    for query in [change].into_iter().chain(forget) {
         session.execute(sqlx::query(query).bind(id)).await?;
     }
     Ok(())

@@ -15,7 +15,8 @@ use sqlx::Row;
 use super::connection::{Connections, Reader, from_hex, json, millis, now_ms};
 use super::writer::{Durability, Ran, Script, stop};
 
-/// Due deliveries of an ordered subscription that a claim looks at if it may take fewer: most may be of one key.
+/// Due deliveries of an ordered subscription that a claim looks at, if all that it looked at before had to wait: most may
+/// be of one key.
 const LOOKED_AT_MIN: u32 = 256;
 
 /// Leases due deliveries of one lane.
@@ -66,7 +67,8 @@ struct Due {
 }
 
 async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due>, StoreError> {
-    // One index probe a priority that has deliveries, and one for its earliest delivery.
+    // One index probe a priority that has deliveries, and one for its earliest delivery. A process that does not know
+    // yet that the subscription is ordered takes nothing.
     let query = concat!(
         "-- claim.probe
         WITH RECURSIVE hop (priority) AS (
@@ -85,9 +87,14 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
             AND d.available_at <= ",
         now_ms!(),
         ")
+        AND (?4 OR NOT EXISTS (SELECT 1 FROM laneway_subscription s WHERE s.id = ?1 AND s.ordered))
         ORDER BY hop.priority DESC LIMIT ?3 + 0"
     );
-    let statement = sqlx::query(query).bind(request.subscription.0).bind(request.lane.number()).bind(request.limit);
+    let statement = sqlx::query(query)
+        .bind(request.subscription.0)
+        .bind(request.lane.number())
+        .bind(request.limit)
+        .bind(request.ordered);
     let mut due = None;
     reader
         .each(statement, |row| {
@@ -141,11 +148,13 @@ async fn lease_priority(
     priority: i64,
     limit: u32,
 ) -> Result<Vec<Delivery>, StoreError> {
+    let mut looked_at = limit;
     loop {
-        let Leased { deliveries, parked } = lease(connections, request, due, priority, limit).await?;
-        if !deliveries.is_empty() || parked == 0 {
+        let Leased { deliveries, again } = lease(connections, request, due, priority, limit, looked_at).await?;
+        if !deliveries.is_empty() || !again {
             return Ok(deliveries);
         }
+        looked_at = looked_at.max(LOOKED_AT_MIN);
     }
 }
 
@@ -221,8 +230,8 @@ macro_rules! free {
 /// What a claim of one priority did.
 struct Leased {
     deliveries: Vec<Delivery>,
-    /// Due deliveries that have to wait for others of their key.
-    parked: u64,
+    /// Whether some that were due have to wait for others of their key, or were nobody's any more: others may come.
+    again: bool,
 }
 
 async fn lease(
@@ -231,6 +240,7 @@ async fn lease(
     due: &Due,
     priority: i64,
     limit: u32,
+    looked_at: u32,
 ) -> Result<Leased, StoreError> {
     let bind_due = |script: &mut Script, limit: u32| {
         script.bind(request.subscription.0)?;
@@ -255,6 +265,18 @@ async fn lease(
     }
     let mut parking = None;
     if request.ordered {
+        // What was delayed and is due takes its place in the line.
+        script.step(
+            "-- claim.line_up
+            UPDATE laneway_delivery SET parked = 0 WHERE id IN (
+                SELECT l.id FROM laneway_delivery l
+                WHERE l.subscription_id = ? AND l.key IS NOT NULL AND l.parked IS NULL AND l.available_at <= ?
+                    AND NOT EXISTS (SELECT 1 FROM laneway_busy_key b
+                        WHERE b.subscription_id = l.subscription_id AND b.key = l.key AND b.message_seq = l.message_seq)
+                ORDER BY l.available_at LIMIT 4096)",
+        );
+        script.bind(request.subscription.0)?;
+        script.bind(due.now)?;
         parking = Some(script.step(concat!(
             "-- claim.park
             UPDATE laneway_delivery SET parked = 1 WHERE id IN (SELECT d.id FROM (SELECT * ",
@@ -263,8 +285,7 @@ async fn lease(
             blocked!(),
             ")"
         )));
-        bind_due(&mut script, limit.max(LOOKED_AT_MIN))?;
-        // Of several that were delayed and become due together, none is in line yet: the first of them comes first.
+        bind_due(&mut script, looked_at)?;
         script.step(concat!(
             "-- claim.occupy
             INSERT INTO laneway_busy_key (subscription_id, key, message_seq)
@@ -344,7 +365,7 @@ async fn lease(
         })
         .await?;
     let Ran::Committed(done) = ran else {
-        return Ok(Leased { deliveries: Vec::new(), parked: 0 });
+        return Ok(Leased { deliveries: Vec::new(), again: false });
     };
     let parked = parking.and_then(|step| done.get(step)).map_or(0, |done| done.rows_affected());
     // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.
@@ -353,7 +374,9 @@ async fn lease(
     let mut claimed: Vec<Claimed> = serde_json::from_str(&answer)
         .map_err(|error| StoreError::Other(format!("claimed deliveries are not readable: {error}")))?;
     claimed.sort_by_key(|claimed| (claimed.due, claimed.seq));
-    Ok(Leased { deliveries: complete(connections, request, priority, claimed).await?, parked })
+    let claimed_any = !claimed.is_empty();
+    let deliveries = complete(connections, request, priority, claimed).await?;
+    Ok(Leased { again: parked > 0 || (claimed_any && deliveries.is_empty()), deliveries })
 }
 
 /// Makes deliveries of what was claimed: fetches large payloads, and removes deliveries that have no message.

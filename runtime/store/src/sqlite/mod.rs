@@ -135,6 +135,9 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
+        if request.ordered {
+            self.0.wakes.keep_in_order(request.subscription);
+        }
         claim::claim(self.connections(), request).await
     }
 
@@ -145,8 +148,9 @@ impl Store for SqliteStore {
     async fn settle(&self, group: &[Settlement]) -> Result<SettleReport, StoreError> {
         let (report, newest) = settle::settle(self.connections(), group).await?;
         self.0.wakes.committed(newest);
-        let freeing = group.iter().filter(|settled| settled.freed_key().is_some());
-        self.0.wakes.let_out(&freeing.map(|settled| settled.subscription).collect());
+        if group.iter().any(|settled| settled.freed_key().is_some()) {
+            self.0.wakes.freed();
+        }
         Ok(report)
     }
 

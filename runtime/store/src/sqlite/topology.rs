@@ -133,29 +133,29 @@ async fn put(transaction: &mut Transaction, subscription: &Subscription) -> Resu
 
 /// Where the ordering changes, what is owed already changes with it. What is in work ends as it began.
 async fn reorder(transaction: &mut Transaction, subscription: &Subscription) -> Result<(), StoreError> {
-    let queries: &[&'static str] = match subscription.is_ordered() {
-        true => &[concat!(
+    let change = match subscription.is_ordered() {
+        true => concat!(
             "-- topology.line_up
             UPDATE laneway_delivery AS d SET key = m.key,
-                parked = CASE WHEN d.attempt = 0 AND d.available_at <= ",
+                parked = CASE WHEN d.available_at <= ",
             now_ms!(),
             " THEN 0 END
             FROM laneway_subscription s, laneway_message m
             WHERE s.name = ? AND NOT s.ordered AND d.subscription_id = s.id AND m.seq = d.message_seq
                 AND m.key IS NOT NULL"
-        )],
-        false => &[
+        ),
+        false => {
             "-- topology.let_out
             UPDATE laneway_delivery AS d SET key = NULL, parked = NULL FROM laneway_subscription s
-            WHERE s.name = ? AND s.ordered AND d.subscription_id = s.id AND d.key IS NOT NULL",
-            "-- topology.forget_busy_keys
-            DELETE FROM laneway_busy_key WHERE subscription_id IN (
-                SELECT s.id FROM laneway_subscription s WHERE s.name = ? AND s.ordered)",
-        ],
+            WHERE s.name = ? AND s.ordered AND d.subscription_id = s.id AND d.key IS NOT NULL"
+        }
     };
-    for &query in queries {
-        transaction.execute(sqlx::query(query).bind(subscription.name.as_str())).await?;
-    }
+    transaction.execute(sqlx::query(change).bind(subscription.name.as_str())).await?;
+    let query = "-- topology.forget_busy_keys
+        DELETE FROM laneway_busy_key WHERE subscription_id IN (
+            SELECT s.id FROM laneway_subscription s WHERE s.name = ? AND s.ordered <> ?)";
+    let statement = sqlx::query(query).bind(subscription.name.as_str()).bind(subscription.is_ordered());
+    transaction.execute(statement).await?;
     Ok(())
 }
 

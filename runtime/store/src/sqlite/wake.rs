@@ -28,6 +28,8 @@ const EACH_MAX: i64 = 2000;
 #[derive(Default)]
 pub(super) struct Wakes {
     waiting: Mutex<HashMap<SubscriptionId, Arc<Notify>>>,
+    /// Subscriptions for which any commit may free a message that waited behind another one.
+    ordered: Mutex<HashSet<SubscriptionId>>,
     /// Told of commits of this very store.
     look: Notify,
 }
@@ -54,11 +56,14 @@ impl Wakes {
         }
     }
 
-    /// A commit of this store let the next messages of keys out of their lines.
-    pub(super) fn let_out(&self, subscriptions: &HashSet<SubscriptionId>) {
-        if !subscriptions.is_empty() {
-            self.wake(|subscription| subscriptions.contains(&subscription));
-        }
+    /// A commit of this store freed keys: the watch looks at once.
+    pub(super) fn freed(&self) {
+        self.look.notify_one();
+    }
+
+    /// From now on, any commit wakes the subscription.
+    pub(super) fn keep_in_order(&self, subscription: SubscriptionId) {
+        self.ordered.lock().unwrap_or_else(PoisonError::into_inner).insert(subscription);
     }
 
     fn wake(&self, which: impl Fn(SubscriptionId) -> bool) {
@@ -89,6 +94,10 @@ pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -
                 let found = file_version(&mut connection).await?;
                 if found == version {
                     return Ok(false);
+                }
+                let ordered = wakes.ordered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if !ordered.is_empty() {
+                    wakes.wake(|subscription| ordered.contains(&subscription));
                 }
                 let newest = newest_message(&mut connection).await?;
                 if newest > seen + EACH_MAX {
