@@ -117,6 +117,8 @@ impl Engine {
                 options: options.clone(),
                 nodes: nodes.clone(),
                 draining: watching.clone(),
+                primary_at: None,
+                backfill: None,
             };
             relays.push(tokio::spawn(relay.run()));
         }

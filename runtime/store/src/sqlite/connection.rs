@@ -12,6 +12,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions, Either, Executor, Sqlite, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::busy;
 use super::writer::Writer;
 use super::{SqliteOptions, Synchronous};
 
@@ -175,7 +176,9 @@ pub(super) async fn connect_writer(options: &SqliteOptions) -> Result<SqliteConn
 }
 
 async fn connect(options: &SqliteOptions, with: SqliteConnectOptions) -> Result<SqliteConnection, StoreError> {
-    with.connect().await.map_err(|error| name_file(classify(error), &options.path))
+    let mut connection = with.connect().await.map_err(|error| name_file(classify(error), &options.path))?;
+    busy::wait_in_small_steps(&mut connection, options.busy_timeout).await?;
+    Ok(connection)
 }
 
 /// Says which file an error is about.

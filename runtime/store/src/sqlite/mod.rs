@@ -3,6 +3,7 @@
 //! One connection writes; in-process writers queue for it in order, so that they never fight over SQLite's lock, and
 //! its page cache stays warm. A few connections read, and one watches for commits of other processes.
 
+mod busy;
 mod claim;
 mod cleanup;
 mod connection;
