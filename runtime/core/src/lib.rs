@@ -40,6 +40,6 @@ pub use store::{Store, StoreError};
 pub use topic::{InvalidPattern, InvalidTopic, Segment, Topic, TopicPattern};
 pub use topology::{AppliedTopology, BreakerPolicy, Ordering, Subscription, SubscriptionKind, Topology};
 pub use view::{
-    DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MarkerView, MessageFilter, MessageStatus,
-    MessageView, NodeStatus, Status, SubscriptionStatus,
+    COUNTED_MAX, DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MarkerView, MessageFilter,
+    MessageStatus, MessageView, NodeStatus, Status, SubscriptionStatus,
 };

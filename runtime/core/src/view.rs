@@ -189,6 +189,9 @@ pub struct SubscriptionStatus {
     pub dead_letters: u64,
 }
 
+/// Deliveries of a lane that are counted for a glance, leased ones aside: a backlog of millions takes no longer to look at.
+pub const COUNTED_MAX: u32 = 100_000;
+
 /// A lane at a glance.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LaneStatus {
@@ -202,6 +205,8 @@ pub struct LaneStatus {
     pub leased: u64,
     /// Deliveries that wait for their time.
     pub delayed: u64,
+    /// Whether there are more than were counted: counting stops at [`COUNTED_MAX`].
+    pub more: bool,
     /// Age of the oldest due delivery, in seconds.
     pub oldest_due_seconds: Option<f64>,
 }

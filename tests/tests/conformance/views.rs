@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use laneway_core::{
-    ClaimRequest, ErrorText, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus, NewMessage, Priority,
-    Reason, SubscriptionStatus, Topic, Verdict,
+    COUNTED_MAX, ClaimRequest, ErrorText, Lane, LaneStatus, MessageFilter, MessageId, MessageStatus, NewMessage,
+    Priority, Reason, SubscriptionStatus, Topic, Verdict,
 };
 
 use crate::fixture::*;
@@ -18,6 +18,23 @@ fn lane(status: &SubscriptionStatus, lane: Lane) -> &LaneStatus {
 }
 
 conformance! {
+    async fn counting_a_long_backlog_stops(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        let rows = i64::from(COUNTED_MAX) + 5_000;
+        let series = if fixture.is_sqlite() {
+            format!("(with recursive n(n) as (select 1 union all select n + 1 from n where n < {rows}) select n from n)")
+        } else {
+            format!("generate_series(1, {rows}) n(n)")
+        };
+        fixture.sql().await.run(&format!("insert into @message (topic, payload) select 't.x', '' from {series}")).await;
+        let status = fixture.store.status().await.unwrap();
+        let primary = lane(&status.subscriptions[0], Lane::Primary);
+        assert_eq!((primary.due, primary.more), (u64::from(COUNTED_MAX) + 1, true));
+        assert!(primary.oldest_due_seconds.is_some());
+        assert!(!lane(&status.subscriptions[0], Lane::Backfill).more);
+        assert!(fixture.claim(subscription).await.is_some());
+    }
+
     async fn the_status_counts_by_subscription_and_lane(fixture: &Fixture) {
         let subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "u.>")]).await;
         fixture

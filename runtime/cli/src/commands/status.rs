@@ -14,6 +14,7 @@ pub async fn run(shared: &Shared) -> Result<()> {
     let mut rows = Vec::new();
     for subscription in &status.subscriptions {
         for lane in &subscription.lanes {
+            let counted = |count: u64| format!("{count}{}", if lane.more { "+" } else { "" });
             rows.push([
                 subscription.name.to_string(),
                 if subscription.active {
@@ -23,10 +24,10 @@ pub async fn run(shared: &Shared) -> Result<()> {
                 },
                 subscription.pattern.clone(),
                 lane.lane.as_str().to_owned(),
-                lane.due.to_string(),
-                lane.parked.to_string(),
+                counted(lane.due),
+                counted(lane.parked),
                 lane.leased.to_string(),
-                lane.delayed.to_string(),
+                counted(lane.delayed),
                 lane.oldest_due_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age:.1} s")),
                 subscription.dead_letters.to_string(),
             ]);

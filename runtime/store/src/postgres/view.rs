@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
-    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MarkerView, MessageFilter, MessageId,
-    MessageStatus, MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
+    COUNTED_MAX, DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MarkerView, MessageFilter,
+    MessageId, MessageStatus, MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus,
+    Topic,
 };
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Row as _};
@@ -56,7 +57,7 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
         .map(|row| {
             let id: i32 = row.try_get(0)?;
             let lanes = Lane::ALL.map(|lane| {
-                let none = LaneStatus { lane, due: 0, parked: 0, leased: 0, delayed: 0, oldest_due_seconds: None };
+                let none = LaneStatus { lane, ..LaneStatus::default() };
                 lanes.remove(&(id, lane)).unwrap_or(none)
             });
             Ok(SubscriptionStatus {
@@ -88,24 +89,58 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
 
 async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneStatus>> {
     let query = "-- view.lanes
-        SELECT o.subscription_id, o.lane, sum(o.due)::bigint, sum(o.leased)::bigint, sum(o.delayed)::bigint,
-            sum(o.parked)::bigint,
-            extract(epoch FROM now() - min(o.oldest_due))::float8
-        FROM (
-            SELECT d.subscription_id, d.lane,
-                count(*) FILTER (WHERE d.available_at <= now() AND d.parked IS NOT TRUE) AS due, 0 AS leased,
-                count(*) FILTER (WHERE d.available_at > now()) AS delayed, count(*) FILTER (WHERE d.parked) AS parked,
-                min(d.available_at) FILTER (WHERE d.available_at <= now()) AS oldest_due
-            FROM laneway.delivery d GROUP BY d.subscription_id, d.lane
+        WITH RECURSIVE slot AS MATERIALIZED (
+            SELECT s.id AS subscription_id, l.lane FROM laneway.subscription s
+            CROSS JOIN (VALUES (0::smallint), (1::smallint)) l(lane)
+            WHERE s.kind <> 'consumer'
+        ), level AS (
+            SELECT s.subscription_id, s.lane, top.priority FROM slot s CROSS JOIN LATERAL (
+                SELECT d.priority FROM laneway.delivery d
+                WHERE d.subscription_id = s.subscription_id AND d.lane = s.lane AND d.parked IS NOT TRUE
+                ORDER BY d.priority DESC LIMIT 1
+            ) top
             UNION ALL
+            SELECT level.subscription_id, level.lane, below.priority FROM level CROSS JOIN LATERAL (
+                SELECT d.priority FROM laneway.delivery d
+                WHERE d.subscription_id = level.subscription_id AND d.lane = level.lane AND d.parked IS NOT TRUE
+                    AND d.priority < level.priority
+                ORDER BY d.priority DESC LIMIT 1
+            ) below
+        ), oldest AS MATERIALIZED (
+            SELECT level.subscription_id, level.lane, min(first.available_at) AS at FROM level CROSS JOIN LATERAL (
+                SELECT d.available_at FROM laneway.delivery d
+                WHERE d.subscription_id = level.subscription_id AND d.lane = level.lane
+                    AND d.priority = level.priority AND d.parked IS NOT TRUE AND d.available_at <= now()
+                ORDER BY d.available_at LIMIT 1
+            ) first GROUP BY level.subscription_id, level.lane
+        ), leased AS MATERIALIZED (
             SELECT l.subscription_id, l.lane,
-                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until <= now()), 0),
-                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until > now()), 0), 0, 0,
-                min(l.leased_until) FILTER (WHERE l.leased_until <= now())
+                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until <= now()), 0) AS ended,
+                coalesce(sum(bit_count(l.open)) FILTER (WHERE l.leased_until > now()), 0) AS held,
+                min(l.leased_until) FILTER (WHERE l.leased_until <= now()) AS ended_at
             FROM laneway.lease l GROUP BY l.subscription_id, l.lane
-        ) o GROUP BY o.subscription_id, o.lane";
+        )
+        SELECT s.subscription_id, s.lane, (free.due + coalesce(l.ended, 0))::bigint, coalesce(l.held, 0)::bigint,
+            free.delayed, line.parked, extract(epoch FROM now() - least(o.at, l.ended_at))::float8,
+            free.counted > $1 OR line.counted > $1
+        FROM slot s
+        CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE f.available_at <= now()) AS due,
+                count(*) FILTER (WHERE f.available_at > now()) AS delayed, count(*) AS counted
+            FROM (SELECT d.available_at FROM laneway.delivery d
+                WHERE d.subscription_id = s.subscription_id AND d.lane = s.lane AND d.parked IS NOT TRUE
+                LIMIT $1 + 1) f
+        ) free
+        CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE p.lane = s.lane) AS parked, count(*) AS counted
+            FROM (SELECT d.lane FROM laneway.delivery d
+                WHERE d.subscription_id = s.subscription_id AND d.parked AND d.parked IS NOT NULL
+                LIMIT $1 + 1) p
+        ) line
+        LEFT JOIN oldest o ON o.subscription_id = s.subscription_id AND o.lane = s.lane
+        LEFT JOIN leased l ON l.subscription_id = s.subscription_id AND l.lane = s.lane";
     session
-        .all(sqlx::query(query))
+        .all(sqlx::query(query).bind(i64::from(COUNTED_MAX)))
         .await?
         .iter()
         .map(|row| {
@@ -116,6 +151,7 @@ async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneS
                 parked: count(row, 5)?,
                 leased: count(row, 3)?,
                 delayed: count(row, 4)?,
+                more: row.try_get(7)?,
                 oldest_due_seconds: row.try_get(6)?,
             };
             Ok(((row.try_get(0)?, lane), status))

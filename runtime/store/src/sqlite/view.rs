@@ -1,12 +1,12 @@
 //! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
-    DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MarkerView, MessageFilter, MessageId,
-    MessageStatus, MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus, Topic,
+    COUNTED_MAX, DeadLetterFilter, DeadLetterView, DeliveryView, Lane, LaneStatus, MarkerView, MessageFilter,
+    MessageId, MessageStatus, MessageView, Name, NodeStatus, Priority, Status, StoreError, SubscriptionStatus,
+    Topic,
 };
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -41,42 +41,36 @@ fn count(row: &SqliteRow, column: usize) -> Decoded<u64> {
 
 /// Everything at a glance. Each part is consistent in itself; they are read one after the other.
 pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
+    // Counting a long outbox takes long. Numbers that were drawn and not used make the estimate too high, which shows
+    // only where there are few messages; those are counted.
     let query = "-- view.totals
-        SELECT (SELECT max(revision) FROM laneway_topology), (SELECT count(*) FROM laneway_message),
+        SELECT (SELECT max(revision) FROM laneway_topology),
+            iif(EXISTS (SELECT 1 FROM laneway_message LIMIT 1 OFFSET 10000),
+                (SELECT max(seq) FROM laneway_message) - (SELECT min(seq) FROM laneway_message) + 1,
+                (SELECT count(*) FROM laneway_message)),
             (SELECT count(*) FROM laneway_unrouted)";
     let totals =
         reader.optional(sqlx::query(query), |row| Ok((row.try_get(0)?, count(row, 1)?, count(row, 2)?))).await?;
     let (topology_revision, messages, unrouted) = totals.unwrap_or_default();
-    let mut lanes = lanes(reader).await?;
     let query = "-- view.subscriptions
         SELECT s.id, s.name, s.pattern, s.kind, s.active,
             (SELECT count(*) FROM laneway_dead_letter f WHERE f.subscription_id = s.id)
         FROM laneway_subscription s WHERE s.kind <> 'consumer' ORDER BY s.name";
-    let subscriptions = reader
-        .all(sqlx::query(query), |row| {
-            Ok(SubscriptionStatus {
-                name: name(row.try_get(1)?)?,
-                pattern: row.try_get(2)?,
-                kind: row.try_get(3)?,
-                active: row.try_get::<i64, _>(4)? != 0,
-                lanes: Lane::ALL
-                    .into_iter()
-                    .map(|lane| {
-                        let id = row.try_get(0)?;
-                        Ok(lanes.remove(&(id, lane)).unwrap_or(LaneStatus {
-                            lane,
-                            due: 0,
-                            parked: 0,
-                            leased: 0,
-                            delayed: 0,
-                            oldest_due_seconds: None,
-                        }))
-                    })
-                    .collect::<Decoded<_>>()?,
-                dead_letters: count(row, 5)?,
-            })
-        })
-        .await?;
+    let found = reader.all(sqlx::query(query), |row| {
+        let status = SubscriptionStatus {
+            name: name(row.try_get(1)?)?,
+            pattern: row.try_get(2)?,
+            kind: row.try_get(3)?,
+            active: row.try_get::<i64, _>(4)? != 0,
+            lanes: Vec::new(),
+            dead_letters: count(row, 5)?,
+        };
+        Ok((row.try_get::<i64, _>(0)?, status))
+    });
+    let mut subscriptions = Vec::new();
+    for (id, status) in found.await? {
+        subscriptions.push(SubscriptionStatus { lanes: lanes(reader, id).await?, ..status });
+    }
     let query = "-- view.nodes
         SELECT name, seen_at FROM laneway_node ORDER BY seen_at DESC, name";
     let nodes = reader
@@ -87,43 +81,53 @@ pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
     Ok(Status { topology_revision, messages, unrouted, subscriptions, nodes })
 }
 
-/// Counts by subscription and lane, from the index alone.
-async fn lanes(reader: &mut Reader) -> Result<HashMap<(i64, Lane), LaneStatus>, StoreError> {
-    let query = concat!(
-        "-- view.lanes
-        SELECT d.subscription_id, d.lane,
-            sum(d.available_at <= c.now),
-            sum(d.available_at > c.now AND d.lease_token IS NOT NULL),
-            sum(d.available_at > c.now AND d.lease_token IS NULL),
-            (c.now - min(CASE WHEN d.available_at <= c.now THEN d.available_at END)) / 1000.0
+/// Counts by lane, from the indexes alone, and of no more than [`COUNTED_MAX`] deliveries.
+async fn lanes(reader: &mut Reader, subscription: i64) -> Result<Vec<LaneStatus>, StoreError> {
+    let free = concat!(
+        "-- view.lane
+        WITH RECURSIVE hop (priority) AS (
+            SELECT max(d.priority) FROM laneway_delivery d
+            WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.parked IS NOT 1
+            UNION ALL
+            SELECT (SELECT max(d.priority) FROM laneway_delivery d
+                WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.parked IS NOT 1 AND d.priority < hop.priority)
+            FROM hop WHERE hop.priority IS NOT NULL
+        )
+        SELECT coalesce(sum(d.available_at <= c.now), 0),
+            coalesce(sum(d.available_at > c.now AND d.lease_token IS NOT NULL), 0),
+            coalesce(sum(d.available_at > c.now AND d.lease_token IS NULL), 0), count(d.available_at),
+            (c.now - (SELECT min((SELECT min(e.available_at) FROM laneway_delivery e
+                WHERE e.subscription_id = ?1 AND e.lane = ?2 AND e.parked IS NOT 1 AND e.priority = hop.priority
+                    AND e.available_at <= c.now)) FROM hop WHERE hop.priority IS NOT NULL)) / 1000.0
         FROM (SELECT ",
         now_ms!(),
-        " AS now) c CROSS JOIN laneway_delivery d INDEXED BY laneway_delivery_due
-        WHERE d.parked IS NOT 1 GROUP BY d.subscription_id, d.lane"
+        " AS now) c LEFT JOIN (
+            SELECT e.available_at, e.lease_token FROM laneway_delivery e INDEXED BY laneway_delivery_due
+            WHERE e.subscription_id = ?1 AND e.lane = ?2 AND e.parked IS NOT 1 LIMIT ?3 + 1
+        ) d"
     );
-    let mut lanes: HashMap<(i64, Lane), LaneStatus> = reader
-        .all(sqlx::query(query), |row| {
-            let lane = lane(row.try_get(1)?)?;
-            let status = LaneStatus {
-                lane,
-                due: count(row, 2)?,
-                parked: 0,
-                leased: count(row, 3)?,
-                delayed: count(row, 4)?,
-                oldest_due_seconds: row.try_get(5)?,
-            };
-            Ok(((row.try_get(0)?, lane), status))
-        })
-        .await?
-        .into_iter()
-        .collect();
     let query = "-- view.parked
-        SELECT subscription_id, lane, count(*) FROM laneway_delivery WHERE parked = 1 GROUP BY subscription_id, lane";
-    let parked = reader
-        .all(sqlx::query(query), |row| Ok(((row.try_get(0)?, lane(row.try_get(1)?)?), count(row, 2)?)))
-        .await?;
-    for (key, parked) in parked {
-        lanes.entry(key).or_insert_with(|| LaneStatus { lane: key.1, ..LaneStatus::default() }).parked = parked;
+        SELECT coalesce(sum(p.lane = 0), 0), coalesce(sum(p.lane = 1), 0), count(*) FROM (
+            SELECT d.lane FROM laneway_delivery d INDEXED BY laneway_delivery_line
+            WHERE d.subscription_id = ? AND d.parked IS NOT NULL AND d.parked = 1 LIMIT ? + 1) p";
+    let statement = sqlx::query(query).bind(subscription).bind(COUNTED_MAX);
+    let parked = reader.optional(statement, |row| Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?])).await?;
+    let parked = parked.unwrap_or_default();
+    let mut lanes = Vec::with_capacity(Lane::ALL.len());
+    for lane in Lane::ALL {
+        let statement = sqlx::query(free).bind(subscription).bind(lane.number()).bind(COUNTED_MAX);
+        let status = reader.optional(statement, |row| {
+            Ok(LaneStatus {
+                lane,
+                due: count(row, 0)?,
+                leased: count(row, 1)?,
+                delayed: count(row, 2)?,
+                more: count(row, 3)? > u64::from(COUNTED_MAX) || parked[2] > u64::from(COUNTED_MAX),
+                oldest_due_seconds: row.try_get(4)?,
+                parked: parked[lane as usize],
+            })
+        });
+        lanes.push(status.await?.unwrap_or(LaneStatus { lane, ..LaneStatus::default() }));
     }
     Ok(lanes)
 }
