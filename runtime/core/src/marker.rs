@@ -7,7 +7,7 @@ use serde_json::Value;
 /// Longest metadata, in bytes of JSON without spaces.
 pub const MARKER_METADATA_BYTES_MAX: usize = 4096;
 
-/// JSON that both databases can hold.
+/// JSON that both databases can hold. Integers beyond 64 bits become floating-point numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkerMetadata(String);
 

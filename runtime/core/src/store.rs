@@ -38,6 +38,10 @@ pub enum StoreError {
     /// The database refused a value, such as a payload over the limit.
     #[error("refused by the database: {0}")]
     Refused(String),
+    /// The nodes together hold as many deliveries of the subscription as [`ClaimRequest::in_work_max`] allows. No failure:
+    /// each settlement makes room.
+    #[error("as many deliveries are in work as may be")]
+    NoRoom,
     /// Anything else; a defect or a broken database.
     #[error("database: {0}")]
     Other(String),
@@ -68,7 +72,7 @@ pub trait Store: Maintenance + ScheduleRuns {
     async fn enqueue(&self, messages: &[NewMessage]) -> Result<Vec<Enqueued>, StoreError>;
 
     /// Leases due deliveries of one lane: highest priority first, then due time, then sequence. Counts their attempt.
-    /// `Ok(None)` if nothing is due.
+    /// `Ok(None)` if nothing is due, [`StoreError::NoRoom`] if nothing may be taken.
     async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError>;
 
     /// Renews leases. Answers the deliveries whose lease no longer held; those are not renewed.

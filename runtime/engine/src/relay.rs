@@ -56,6 +56,12 @@ enum Look {
     Limited(Duration),
 }
 
+impl From<bool> for Look {
+    fn from(claimed: bool) -> Self {
+        if claimed { Self::Claimed } else { Self::Empty }
+    }
+}
+
 impl Relay {
     /// Claims until the node drains.
     pub async fn run(mut self) {
@@ -142,46 +148,77 @@ impl Relay {
             if in_hand > 0 || !destination.begin_try(Instant::now()) {
                 return Ok(Look::Full);
             }
-            let claimed = async { Ok(self.claim(Lane::Primary, 1).await? || self.claim(Lane::Backfill, 1).await?) };
-            let claimed = claimed.await;
+            let claim = async || Ok(self.claim(Lane::Primary, 1).await? || self.claim(Lane::Backfill, 1).await?);
+            let claimed = claim().await;
             if !matches!(claimed, Ok(true)) {
                 destination.end_try();
             }
-            return Ok(if claimed? { Look::Full } else { Look::Empty });
+            return match claimed {
+                Ok(true) => Ok(Look::Full),
+                Ok(false) | Err(StoreError::NoRoom) => Ok(Look::Empty),
+                Err(error) => Err(error),
+            };
         }
-        if self.claim(Lane::Primary, limit).await? {
-            self.primary_at = Some(Instant::now());
-            let share = subscription.backfill_min_share;
-            if share > 0.0 && self.work.lanes.waiting(Lane::Backfill) == 0 {
-                // Something must be there to get its turn.
-                let bite = (f64::from(limit) * share).ceil() as u32;
-                self.claim(Lane::Backfill, bite.max(1)).await?;
+        // Something of the backfill lane must be there to get its turn.
+        let share_wanted = || match self.work.lanes.waiting(Lane::Backfill) {
+            0 if subscription.backfill_min_share > 0.0 => {
+                ((f64::from(limit) * subscription.backfill_min_share).ceil() as u32).max(1)
             }
+            _ => 0,
+        };
+        let share = share_wanted();
+        let primary = match self.claimer(share).claim(Lane::Primary, limit).await {
+            // The cluster has as much in work as it may, but for what is reserved.
+            Err(StoreError::NoRoom) if share > 0 => {
+                let claimed = self.claim(Lane::Backfill, share).await;
+                return if let Err(StoreError::NoRoom) = claimed { Ok(Look::Empty) } else { Ok(claimed?.into()) };
+            }
+            Err(StoreError::NoRoom) => return Ok(Look::Empty),
+            claimed => claimed?,
+        };
+        if primary {
+            // Slots may have taken the last of it meanwhile.
+            let share = share_wanted();
+            if share > 0 {
+                match self.claim(Lane::Backfill, share).await {
+                    Ok(_) | Err(StoreError::NoRoom) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.primary_at = Some(Instant::now());
             return Ok(Look::Claimed);
         }
         let slots = subscription.concurrency.max(1);
         let bite = match self.primary_at.is_some_and(|at| at.elapsed() < PRIMARY_LATELY) {
             true => {
                 // Whatever backfill has in work, the processors and the database are not free for the next primary one.
-                let bite = limit.min(slots * BACKFILL_A_SLOT_BESIDE_PRIMARY);
-                if in_hand >= bite as usize {
+                let most = slots * BACKFILL_A_SLOT_BESIDE_PRIMARY;
+                if in_hand >= most as usize {
                     return Ok(Look::Full);
                 }
-                bite
+                limit.min(most)
             }
             false => limit.min(slots * BACKFILL_A_SLOT),
         };
         if self.work.lanes.waiting(Lane::Backfill) >= bite as usize {
             return Ok(Look::Full);
         }
-        self.look_at_backfill(bite).await
+        match self.look_at_backfill(bite).await {
+            Err(StoreError::NoRoom) => Ok(Look::Empty),
+            looked => looked,
+        }
     }
 
     /// Claims from the backfill lane, unless a commit comes first that may be for the primary one.
     async fn look_at_backfill(&mut self, limit: u32) -> Result<Look, StoreError> {
-        let claim = match self.backfill.take() {
-            Some(claim) => claim,
-            None => tokio::spawn(self.claimer().claim(Lane::Backfill, limit)),
+        let subscription = &self.work.subscription;
+        if subscription.rate_limit.is_some() || subscription.cluster_concurrency.is_some() {
+            // What one claim takes says what the next may take.
+            return Ok(self.claim(Lane::Backfill, limit).await?.into());
+        }
+        let (claim, was_under_way) = match self.backfill.take() {
+            Some(claim) => (claim, true),
+            None => (tokio::spawn(self.claimer(0).claim(Lane::Backfill, limit)), false),
         };
         let claim = self.backfill.insert(claim);
         let done = tokio::select! {
@@ -192,16 +229,19 @@ impl Relay {
         self.backfill = None;
         match done.map_err(|error| StoreError::Other(format!("a claim ended badly: {error}")))?? {
             true => Ok(Look::Claimed),
+            // It may have looked before the commit that woke us.
+            false if was_under_way => Ok(Look::Claimed),
             false => Ok(Look::Empty),
         }
     }
 
     async fn claim(&self, lane: Lane, limit: u32) -> Result<bool, StoreError> {
-        self.claimer().claim(lane, limit).await
+        self.claimer(0).claim(lane, limit).await
     }
 
-    fn claimer(&self) -> Claimer {
-        Claimer { store: self.store.clone(), work: self.work.clone(), settler: self.settler.clone() }
+    /// Claims; of what the cluster may have in work, `reserved` stay free.
+    fn claimer(&self, reserved: u32) -> Claimer {
+        Claimer { store: self.store.clone(), work: self.work.clone(), settler: self.settler.clone(), reserved }
     }
 
     /// Sleeps until something may be due: a commit, a delay that ends, or the next poll.
@@ -227,11 +267,20 @@ impl Relay {
     }
 }
 
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(claim) = self.backfill.take() {
+            claim.abort();
+        }
+    }
+}
+
 /// What a claim needs, so that one can be under way by itself.
 struct Claimer {
     store: Arc<dyn Store>,
     work: Arc<Active>,
     settler: Arc<Settler>,
+    reserved: u32,
 }
 
 impl Claimer {
@@ -245,7 +294,8 @@ impl Claimer {
             lease: work.subscription.lease,
             check_markers: work.subscription.idempotent,
             ordered: work.subscription.is_ordered(),
-            in_work_max: work.subscription.cluster_concurrency,
+            // One at least: a limit of one is for both lanes.
+            in_work_max: work.subscription.cluster_concurrency.map(|max| max.saturating_sub(self.reserved).max(1)),
         };
         let asked_at = Instant::now();
         let Some(Batch { token, deliveries, .. }) = self.store.claim(request).await? else {

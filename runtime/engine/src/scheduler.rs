@@ -171,6 +171,7 @@ pub async fn clean(
     let mut tries = 0;
     let rest = loop {
         match sweep.step(store).await {
+            Ok(Some(_)) if sweep.is_done() => break "",
             Ok(Some(_)) => tries = 0,
             Ok(None) => break "",
             Err(error) if error.is_transient() && tries < STEP_TRIES => {

@@ -66,6 +66,7 @@ fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
         warn!(message = %item.message.id, subscription = %work.subscription.name, "lease lost before the start");
         Stats::add(&settler.stats.lease_lost, 1);
         settler.dropped();
+        work.destination.end_try();
         return true;
     }
     let verdict = if item.processed {
@@ -74,13 +75,15 @@ fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
         Verdict::Complete { mark: false }
     } else if let Some(pause) = work.paused_for() {
         // Claimed before, or for another subscription of the same destination.
-        Verdict::Retry { delay: pause, counted: false, error: None }
+        Verdict::Retry { delay: pause, counted: item.began, error: None }
     } else if let Some(verdict) = rule_unstarted(&work.subscription, item.attempt) {
         error!(message = %item.message.id, subscription = %work.subscription.name, "attempts used up without an end");
         verdict
     } else {
         return false;
     };
+    // If it was the one to tell whether the destination is back, it does not tell.
+    work.destination.end_try();
     settler.push(Outcome::new(work, item.clone(), settlement(work, item, verdict), None));
     true
 }
@@ -144,7 +147,12 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
             is_shared = !matches!(failure, Failure::Misconfigured { .. });
             opened = match &failure {
                 Failure::Retry { .. } | Failure::UnknownOutcome { .. } => work.destination.failed(Instant::now()),
-                _ => None,
+                Failure::Stale => None,
+                // Of the destination it says nothing: another one may try.
+                _ => {
+                    work.destination.end_try();
+                    None
+                }
             };
             match rule(&work.subscription, failure, item.attempt, item.elapsed(), &plugin, rand::random()) {
                 Some(ruling) => ruling,
@@ -226,7 +234,9 @@ pub(crate) fn settlement(work: &Active, item: &Item, verdict: Verdict) -> Settle
 /// Hands back what waits for a slot, for after the pause, uncounted.
 pub(crate) fn hand_back(work: &Arc<Active>, settler: &Settler, pause: Duration) {
     for item in work.lanes.take_all() {
-        let release = settlement(work, &item, Verdict::Retry { delay: pause, counted: false, error: None });
+        work.destination.end_try();
+        let again = Verdict::Retry { delay: pause, counted: item.began, error: None };
+        let release = settlement(work, &item, again);
         settler.push(Outcome::new(work, item, release, None));
     }
 }

@@ -79,6 +79,12 @@ impl Sweep {
         self.changed
     }
 
+    /// Whether nothing is left to look at.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.next.is_none()
+    }
+
     /// How long the last step took.
     #[must_use]
     pub fn last_step(&self) -> Duration {

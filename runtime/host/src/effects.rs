@@ -236,8 +236,9 @@ impl Host for Session {
         self.subject()?;
         match MarkerMetadata::parse(&metadata) {
             Ok(metadata) => {
+                let old = self.effects.metadata.replace(metadata.clone());
+                self.effects.bytes -= old.map_or(0, |old| old.as_str().len());
                 self.effects.spend(0, metadata.as_str().len(), &self.facts.limits)?;
-                self.effects.metadata = Some(metadata);
                 Ok(Ok(()))
             }
             Err(error) => Ok(Err(error.to_string())),

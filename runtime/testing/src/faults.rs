@@ -74,6 +74,8 @@ pub enum Fault {
     After,
     /// The call is done after this long.
     Delay(Duration),
+    /// The call is done at once, and its answer comes after this long.
+    Late(Duration),
     /// The call fails as [`StoreError::Other`], which trying again does not mend; the database never saw it.
     Broken,
 }
@@ -208,6 +210,11 @@ impl FaultyStore {
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
                 call.await
+            }
+            Some(Fault::Late(delay)) => {
+                let answer = call.await;
+                tokio::time::sleep(delay).await;
+                answer
             }
         }
     }

@@ -499,7 +499,7 @@ conformance! {
             }
         }
         let mut written: HashMap<String, Vec<String>> = HashMap::new();
-        let mut left = vec![EACH; KEYS];
+        let mut left = [EACH; KEYS];
         while left.iter().any(|&left| left > 0) {
             let mut part = Vec::new();
             for _ in 0..12 {

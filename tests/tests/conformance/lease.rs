@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use laneway_core::{Batch, ClaimRequest, MessageId, NewMessage, Renewal, Verdict};
+use laneway_core::{Batch, ClaimRequest, MessageId, NewMessage, Renewal, StoreError, Verdict};
 use tokio::task::JoinSet;
 
 use crate::fixture::*;
@@ -30,12 +30,12 @@ conformance! {
         let mut claims = JoinSet::new();
         for number in 0..8 {
             let store = if number % 2 == 0 { Arc::clone(&fixture.store) } else { fixture.another_node().await };
-            claims.spawn(async move { store.claim(capped).await.unwrap() });
+            claims.spawn(async move { store.claim(capped).await.ok().flatten() });
         }
         let held: Vec<Batch> = claims.join_all().await.into_iter().flatten().collect();
         let count = |batches: &[Batch]| batches.iter().map(|batch| batch.deliveries.len()).sum::<usize>();
         assert_eq!(count(&held), 7);
-        assert!(fixture.store.claim(capped).await.unwrap().is_none());
+        assert!(matches!(fixture.store.claim(capped).await, Err(StoreError::NoRoom)));
         fixture.settle_all(&complete_all(&held[0])).await;
         let more = fixture.store.claim(capped).await.unwrap().unwrap();
         assert_eq!(more.deliveries.len(), held[0].deliveries.len());

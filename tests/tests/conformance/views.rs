@@ -33,6 +33,8 @@ conformance! {
         assert!(primary.oldest_due_seconds.is_some());
         assert!(!lane(&status.subscriptions[0], Lane::Backfill).more);
         assert!(fixture.claim(subscription).await.is_some());
+        let status = fixture.store.status().await.unwrap();
+        assert_eq!(lane(&status.subscriptions[0], Lane::Primary).leased, 10);
     }
 
     async fn the_status_counts_by_subscription_and_lane(fixture: &Fixture) {

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    BreakerPolicy, Effects, ErrorText, Failure, Lane, Name, NewMessage, Priority, RetryPolicy, Subscription, Topic,
-    TopicPattern,
+    BreakerPolicy, Effects, ErrorText, Failure, Lane, Name, NewMessage, Priority, RetryPolicy, Store, Subscription,
+    Topic, TopicPattern,
 };
 use laneway_engine::EngineOptions;
+use laneway_testing::faults::{Fault, FaultyStore, Operation};
 
-use crate::rig::{On, Rig, message, options, play, retry, subscription};
+use crate::rig::{On, Rig, message, options, play, reject, retry, subscription};
 
 fn bulk(from: usize, count: usize) -> Vec<NewMessage> {
     (from..from + count).map(|number| NewMessage { priority: Priority::BULK, ..message(number) }).collect()
@@ -183,7 +184,54 @@ async fn a_cluster_holds_no_more_than_it_may(on: On) {
     assert!(took < Duration::from_secs(3), "{took:?} for 60 messages of 10 ms, three at a time");
 }
 
+async fn a_trial_that_tells_nothing_is_followed_by_another(on: On) {
+    let pause = Duration::from_millis(600);
+    let breaker = Some(BreakerPolicy { failures: 2, pause });
+    let rig = Rig::new(on, &[Subscription { breaker, concurrency: 1, ..subscription("s") }]).await;
+    let failed = Arc::new(AtomicUsize::new(0));
+    let play = play(move |_| {
+        let number = failed.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match number {
+                0 | 1 => Err(retry("connection refused")),
+                2..=7 => Err(reject("of no use")),
+                _ => Ok(Effects::default()),
+            }
+        }
+    });
+    rig.enqueue(12).await;
+    let started = Instant::now();
+    let running = rig.start(&play);
+    rig.wait_until_empty().await;
+    let took = started.elapsed();
+    running.engine.drain().await;
+    assert_eq!(rig.dead_letters().await.len(), 6);
+    assert!(took < pause * 4, "{took:?}: each rejected message cost a pause");
+}
+
+/// A backfill message that is committed while the relay looks does not wait for the next poll.
+async fn backfill_messages_wait_for_no_poll(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    // What a claim has seen is old when it answers.
+    let slow = Arc::new(FaultyStore::new(rig.store.clone()));
+    (0..1000).for_each(|_| slow.script(Operation::Claim, Fault::Late(Duration::from_millis(10))));
+    let slow: Arc<dyn Store> = slow;
+    let options = EngineOptions { poll_interval: Duration::from_secs(3600), ..options() };
+    let running = rig.start_on(&slow, &play(|_| async { Ok(Effects::default()) }), options);
+    let producer = rig.other_store().await;
+    for number in 0..40 {
+        producer.enqueue(&bulk(number, 1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(number as u64 * 7 % 50)).await;
+        producer.enqueue(&bulk(number, 1)).await.unwrap();
+        // Nobody else wakes the relay.
+        rig.wait_until_empty().await;
+    }
+    running.engine.drain().await;
+}
+
 on_both!(
+    a_trial_that_tells_nothing_is_followed_by_another,
+    backfill_messages_wait_for_no_poll,
     subscriptions_of_one_destination_pause_together,
     a_cluster_holds_no_more_than_it_may,
     without_a_share_no_backfill_runs_while_primary_messages_wait,

@@ -112,23 +112,73 @@ async fn of_two_nodes_one_runs_a_cleanups_time(on: On) {
 
 async fn a_sweep_goes_on_where_an_error_stopped_it(on: On) {
     let rig = Rig::new(on, &[subscription("s")]).await;
-    rig.enqueue(500).await;
-    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
-    rig.wait_until_empty().await;
-    running.engine.drain().await;
+    process(&rig, 500).await;
     let faulty = FaultyStore::new(rig.store.clone());
     let before = rig.store.now().await.unwrap() + Duration::from_secs(1);
-    let mut sweep = Sweep::new(Work::Clean { what: Cleanup::Messages, before }, 100);
-    assert_eq!(sweep.step(&faulty).await.unwrap(), Some(100));
+    // Steps of the least size, which does not change with the time that they take.
+    let mut sweep = Sweep::new(Work::Clean { what: Cleanup::Messages, before }, 50);
+    assert_eq!(sweep.step(&faulty).await.unwrap(), Some(50));
     faulty.script(Operation::Clean, Fault::Before);
     faulty.script(Operation::Clean, Fault::After);
     assert!(sweep.step(&faulty).await.is_err() && sweep.step(&faulty).await.is_err());
     while sweep.step(&faulty).await.unwrap().is_some() {}
     assert_eq!(rig.store.status().await.unwrap().messages, 0);
-    assert_eq!(sweep.changed(), 400, "the answer to one step was lost, its work was not");
+    assert_eq!(sweep.changed(), 450, "the answer to one step was lost, its work was not");
+}
+
+/// Messages that were processed, each with its marker.
+async fn process(rig: &Rig, count: usize) {
+    rig.enqueue(count).await;
+    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
+    rig.wait_until_empty().await;
+    running.engine.drain().await;
+}
+
+fn with_policy(change: impl Fn(&mut CleanupPolicy)) -> Schedule {
+    let mut schedule = cleanup();
+    if let ScheduleAction::Clean(policy) = &mut schedule.action {
+        change(policy);
+    }
+    schedule
+}
+
+async fn what_a_cleanups_budget_leaves_the_next_runs_delete(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    process(&rig, 500).await;
+    // One step each time.
+    let engine = start(&rig.store, with_policy(|policy| policy.budget = Duration::ZERO));
+    let details = async || {
+        let runs = rig.store.schedule_runs(&name(), 100).await.unwrap();
+        runs.into_iter().rev().filter_map(|run| run.detail).collect::<Vec<_>>()
+    };
+    assert!(comes(async || details().await.last().is_some_and(|detail| detail == "0 deleted")).await);
+    engine.drain().await;
+    let details = details().await;
+    assert!(details[0].starts_with("100 deleted; its budget"), "{details:?}");
+    let deleted = |detail: &String| detail.split(' ').next().unwrap().parse::<u64>().unwrap();
+    assert_eq!(details.iter().map(deleted).sum::<u64>(), 500, "{details:?}");
+}
+
+async fn a_drain_ends_a_cleanup_between_two_steps(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    process(&rig, 400).await;
+    let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
+    let store: Arc<dyn Store> = faulty.clone();
+    // So small that it takes hundreds of steps, each with a pause after it.
+    let engine = start(&store, with_policy(|policy| policy.batch_size = 1));
+    assert!(comes(async || faulty.calls(Operation::Clean) >= 3).await);
+    let report = engine.drain().await;
+    assert!(report.complete, "{report:?}");
+    let runs = rig.store.schedule_runs(&name(), 1).await.unwrap();
+    let detail = runs[0].detail.as_deref().unwrap();
+    assert!(detail.ends_with("stopped by a drain, the next run goes on"), "{detail}");
+    let deleted: u64 = detail.split(' ').next().unwrap().parse().unwrap();
+    assert!((1..400).contains(&deleted), "{detail}");
 }
 
 on_both!(
+    what_a_cleanups_budget_leaves_the_next_runs_delete,
+    a_drain_ends_a_cleanup_between_two_steps,
     a_failing_cleanup_is_noted_and_does_not_stop_the_schedule,
     an_outage_delays_a_run_and_its_note_and_loses_neither,
     a_message_is_written_once_whatever_becomes_of_the_answer,

@@ -174,6 +174,7 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     let Some(storage) = shared.storage.clone() else {
         return Err(exit::usage("bench fills a database: name an empty one with --storage"));
     };
+    ensure!(args.hot_key == 0 || args.keys > 0, "--hot-key needs --keys of 1 or more");
     let component = std::fs::read(&args.handler).with_context(|| {
         format!(
             "failed to read {}; build it with `cargo xtask plugins`, or name one with --handler",

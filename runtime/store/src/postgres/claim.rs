@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use laneway_core::{
-    Batch, ClaimRequest, Delivery, DeliveryId, Header, LeaseToken, Message, MessageId, Priority, Topic,
+    Batch, ClaimRequest, Delivery, DeliveryId, Header, LeaseToken, Message, MessageId, Priority, StoreError, Topic,
 };
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::connection::{Database, Outcome, Session, microseconds, span, unreadable};
+use super::connection::{Database, Outcome, Session, classify, microseconds, span, unreadable};
 use super::lease::CLAIM_MAX;
 
 /// Due deliveries of an ordered subscription that a claim looks at, if all that it looked at before had to wait.
@@ -25,16 +25,16 @@ const LOOKED_AT_MIN: u32 = 256;
 /// indexes again, at one page for each level of trees that grow with what is not due.
 ///
 /// Rows are deleted by their physical place, which the locks hold still: a join by key would look each up once more.
-pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Outcome<Option<Batch>> {
+pub(super) async fn claim(database: &Database, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
     // One more round looks at more: most may be of one key.
     let mut looked_at = request.limit.min(CLAIM_MAX);
     loop {
-        let taken = take(database, &request, looked_at).await?;
+        let taken = take(database, &request, looked_at).await.map_err(classify)?;
         looked_at = looked_at.max(LOOKED_AT_MIN);
         // What came back is not in the snapshot of the statement that brought it back. Beside a batch it waits for the
         // next claim, and the statement's notification sees to it that one comes. What was parked made room for others.
         if taken.batch.is_some() || !taken.again {
-            return Ok(taken.batch);
+            return if taken.no_room { Err(StoreError::NoRoom) } else { Ok(taken.batch) };
         }
     }
 }
@@ -44,6 +44,8 @@ struct Taken {
     batch: Option<Batch>,
     /// Whether deliveries of leases that had ended are due again, or some that were due have to wait for others.
     again: bool,
+    /// Whether nothing was to be taken.
+    no_room: bool,
 }
 
 async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Outcome<Taken> {
@@ -184,6 +186,7 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
             .bind(request.check_markers);
         if request.ordered { statement.bind(i64::from(looked_at)) } else { statement }
     };
+    let mut no_room = false;
     let rows = match request.ordered || request.in_work_max.is_some() {
         false => database.connection().await?.all(claim(request.limit)).await?,
         true => {
@@ -196,6 +199,8 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
                 Some(max) => request.limit.min(max.saturating_sub(in_work(&mut transaction, request).await?)),
                 None => request.limit,
             };
+            // What ended leases held becomes due also without room for it.
+            no_room = limit == 0;
             let statement = claim(limit);
             let rows = transaction.all(statement).await?;
             transaction.commit().await?;
@@ -204,13 +209,13 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
     };
     let Some(first) = rows.first() else { return Err(unreadable("a claim was not answered")) };
     let again = first.try_get(0)? || first.try_get(14)?;
-    let Some(token) = first.try_get(1)? else { return Ok(Taken { batch: None, again }) };
+    let Some(token) = first.try_get(1)? else { return Ok(Taken { batch: None, again, no_room }) };
     let mut deliveries =
         rows.iter().filter_map(|row| delivery(row, request).transpose()).collect::<Outcome<Vec<_>>>()?;
     // The database need not keep the order from leasing to answering.
     deliveries.sort_by_key(|delivery| delivery.id);
     let batch = Batch { subscription: request.subscription, token: LeaseToken(token), deliveries };
-    Ok(Taken { batch: (!batch.deliveries.is_empty()).then_some(batch), again })
+    Ok(Taken { batch: (!batch.deliveries.is_empty()).then_some(batch), again, no_room })
 }
 
 /// Deliveries of the subscription that are leased, to all nodes.

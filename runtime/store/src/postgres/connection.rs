@@ -190,10 +190,11 @@ pub(super) fn classify(error: sqlx::Error) -> StoreError {
             let message = error.message().to_owned();
             let code = error.code().unwrap_or_default();
             match &*code {
-                // Shutting down, crashed or starting up; too many connections; cancelled, or timed out on a lock;
+                // Shutting down, crashed or starting up; too many connections; cancelled, or timed out on a lock
+                // or because this node stood still in a transaction;
                 // a standby, as after a failover; collisions that outlasted the retries.
-                "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "57014" | "55P03" | "25006" | "40001"
-                | "40P01" => StoreError::Unavailable(message),
+                "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" | "53300" | "57014" | "55P03"
+                | "25006" | "40001" | "40P01" => StoreError::Unavailable(message),
                 // Checks, a trigger's refusal, and text that the database's encoding cannot hold.
                 "23514" | "P0001" | "22021" | "22P05" => StoreError::Refused(message),
                 _ if code.starts_with("08") => StoreError::Unavailable(message),

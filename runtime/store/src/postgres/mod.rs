@@ -130,7 +130,7 @@ impl Store for PostgresStore {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
-        claim::claim(self.database(), request).await.map_err(classify)
+        claim::claim(self.database(), request).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError> {

@@ -132,9 +132,9 @@ async fn lanes(session: &mut impl Session) -> Outcome<HashMap<(i32, Lane), LaneS
                 LIMIT $1 + 1) f
         ) free
         CROSS JOIN LATERAL (
-            SELECT count(*) FILTER (WHERE p.lane = s.lane) AS parked, count(*) AS counted
-            FROM (SELECT d.lane FROM laneway.delivery d
-                WHERE d.subscription_id = s.subscription_id AND d.parked AND d.parked IS NOT NULL
+            SELECT count(*) FILTER (WHERE p.parked AND p.lane = s.lane) AS parked, count(*) AS counted
+            FROM (SELECT d.lane, d.parked FROM laneway.delivery d
+                WHERE d.subscription_id = s.subscription_id AND d.parked IS NOT NULL
                 LIMIT $1 + 1) p
         ) line
         LEFT JOIN oldest o ON o.subscription_id = s.subscription_id AND o.lane = s.lane

@@ -28,7 +28,7 @@ pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> R
         request.limit = request.limit.min(max.saturating_sub(in_work(&mut reader, &request).await?));
     }
     if request.limit == 0 {
-        return Ok(None);
+        return Err(StoreError::NoRoom);
     }
     let Some(due) = probe(&mut reader, &request).await? else {
         return Ok(None);
@@ -43,6 +43,7 @@ pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> R
         match lease_priority(connections, &request, &due, priority, left).await {
             Ok(more) => deliveries.extend(more),
             Err(error) if deliveries.is_empty() => return Err(error),
+            Err(StoreError::NoRoom) => break,
             // What is leased already must get to work.
             Err(error) => {
                 tracing::warn!(%error, "failed to claim lower priorities");
@@ -158,7 +159,8 @@ async fn lease_priority(
     }
 }
 
-/// Counts leased deliveries of a subscription: among those that are not due yet, as far ahead as a lease reaches.
+/// Counts leased deliveries of a subscription: among those that are not due yet, as far ahead as a lease reaches. So it
+/// reads over what is delayed for less than that, which only subscriptions with such a limit pay for.
 macro_rules! in_work {
     () => {
         concat!(
@@ -365,7 +367,7 @@ async fn lease(
         })
         .await?;
     let Ran::Committed(done) = ran else {
-        return Ok(Leased { deliveries: Vec::new(), again: false });
+        return Err(StoreError::NoRoom);
     };
     let parked = parking.and_then(|step| done.get(step)).map_or(0, |done| done.rows_affected());
     // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.

@@ -93,23 +93,33 @@ async fn lanes(reader: &mut Reader, subscription: i64) -> Result<Vec<LaneStatus>
                 WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.parked IS NOT 1 AND d.priority < hop.priority)
             FROM hop WHERE hop.priority IS NOT NULL
         )
-        SELECT coalesce(sum(d.available_at <= c.now), 0),
-            coalesce(sum(d.available_at > c.now AND d.lease_token IS NOT NULL), 0),
-            coalesce(sum(d.available_at > c.now AND d.lease_token IS NULL), 0), count(d.available_at),
+        SELECT due.count, coalesce(later.leased, 0), later.count - coalesce(later.leased, 0),
+            max(due.count, later.count),
             (c.now - (SELECT min((SELECT min(e.available_at) FROM laneway_delivery e
                 WHERE e.subscription_id = ?1 AND e.lane = ?2 AND e.parked IS NOT 1 AND e.priority = hop.priority
                     AND e.available_at <= c.now)) FROM hop WHERE hop.priority IS NOT NULL)) / 1000.0
         FROM (SELECT ",
         now_ms!(),
-        " AS now) c LEFT JOIN (
-            SELECT e.available_at, e.lease_token FROM laneway_delivery e INDEXED BY laneway_delivery_due
-            WHERE e.subscription_id = ?1 AND e.lane = ?2 AND e.parked IS NOT 1 LIMIT ?3 + 1
-        ) d"
+        " AS now) c, (
+            SELECT count(*) AS count FROM (
+                SELECT 1 FROM hop CROSS JOIN laneway_delivery e INDEXED BY laneway_delivery_due
+                WHERE e.subscription_id = ?1 AND e.lane = ?2 AND e.parked IS NOT 1 AND e.priority = hop.priority
+                    AND e.available_at <= ",
+        now_ms!(),
+        " LIMIT ?3 + 1)
+        ) due, (
+            SELECT count(*) AS count, sum(e.lease_token IS NOT NULL) AS leased FROM (
+                SELECT e.lease_token FROM hop CROSS JOIN laneway_delivery e INDEXED BY laneway_delivery_due
+                WHERE e.subscription_id = ?1 AND e.lane = ?2 AND e.parked IS NOT 1 AND e.priority = hop.priority
+                    AND e.available_at > ",
+        now_ms!(),
+        " LIMIT ?3 + 1) e
+        ) later"
     );
     let query = "-- view.parked
-        SELECT coalesce(sum(p.lane = 0), 0), coalesce(sum(p.lane = 1), 0), count(*) FROM (
-            SELECT d.lane FROM laneway_delivery d INDEXED BY laneway_delivery_line
-            WHERE d.subscription_id = ? AND d.parked IS NOT NULL AND d.parked = 1 LIMIT ? + 1) p";
+        SELECT coalesce(sum(p.parked AND p.lane = 0), 0), coalesce(sum(p.parked AND p.lane = 1), 0), count(*) FROM (
+            SELECT d.lane, d.parked FROM laneway_delivery d INDEXED BY laneway_delivery_line
+            WHERE d.subscription_id = ? AND d.parked IS NOT NULL LIMIT ? + 1) p";
     let statement = sqlx::query(query).bind(subscription).bind(COUNTED_MAX);
     let parked = reader.optional(statement, |row| Ok([count(row, 0)?, count(row, 1)?, count(row, 2)?])).await?;
     let parked = parked.unwrap_or_default();
