@@ -57,7 +57,8 @@ pub(super) async fn clean(
     limit: u32,
 ) -> Outcome<Step> {
     // Each answers the rows removed, the rows looked at, where the next step begins, and whether later rows may be old
-    // enough.
+    // enough. Nobody waits for its commit to be flushed: what a crash brings back is removed by the next run, and with
+    // hundreds of flushes a second the commits of others would have to queue.
     let query = match what {
         Cleanup::Messages => return clean_messages(database, before, from, limit).await,
         // The index leads to the oldest. Beginning where the last step ended, it does not step over what is dead and
@@ -72,7 +73,8 @@ pub(super) async fn clean(
                     ORDER BY o.processed_at LIMIT $3 FOR UPDATE SKIP LOCKED
                 )) RETURNING k.processed_at
             )
-            SELECT count(*), count(*), (extract(epoch FROM max(processed_at)) * 1000000)::bigint, true FROM gone"
+            SELECT count(*), count(*), (extract(epoch FROM max(processed_at)) * 1000000)::bigint, true,
+                set_config('synchronous_commit', 'off', true) FROM gone"
         }
         Cleanup::DeadLetters => concat!(
             "-- cleanup.clean_dead_letters
@@ -84,7 +86,7 @@ pub(super) async fn clean(
             )
             SELECT (SELECT count(*) FROM gone), count(*), max(p.id), min(p.failed_at) < $1::timestamptz + ",
             slack!(),
-            " FROM part p"
+            ", set_config('synchronous_commit', 'off', true) FROM part p"
         ),
         Cleanup::ScheduleRuns => {
             "-- cleanup.clean_schedule_runs
@@ -98,7 +100,7 @@ pub(super) async fn clean(
                     ) old WHERE $2::bigint >= 0 LIMIT $3
                 )) RETURNING 1
             )
-            SELECT count(*), count(*), 0::bigint, true FROM gone"
+            SELECT count(*), count(*), 0::bigint, true, set_config('synchronous_commit', 'off', true) FROM gone"
         }
     };
     let statement = sqlx::query(query).bind(before.to_string()).bind(from).bind(i64::from(limit));
@@ -125,7 +127,7 @@ async fn clean_messages(database: &Database, before: Timestamp, from: i64, limit
         SELECT coalesce((SELECT array_agg(l.seq) FROM locked l), '{}'), count(*), max(p.seq),
             min(p.created_at) < $1::timestamptz + ",
         slack!(),
-        " FROM part p"
+        ", set_config('synchronous_commit', 'off', true) FROM part p"
     );
     let mut transaction = database.begin().await?;
     let statement = sqlx::query(lock).bind(before.to_string()).bind(from).bind(i64::from(limit));
