@@ -74,8 +74,9 @@ fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
         Stats::add(&settler.stats.duplicates, 1);
         Verdict::Complete { mark: false }
     } else if let Some(pause) = work.paused_for() {
-        // Claimed before, or for another subscription of the same destination.
-        Verdict::Retry { delay: pause, counted: item.began, error: None }
+        // Claimed before the pause. One that ran and met changed state is not counted either: it has not failed, and with
+        // one attempt allowed it would be dead for it.
+        Verdict::Retry { delay: pause, counted: false, error: None }
     } else if let Some(verdict) = rule_unstarted(&work.subscription, item.attempt) {
         error!(message = %item.message.id, subscription = %work.subscription.name, "attempts used up without an end");
         verdict
@@ -232,11 +233,10 @@ pub(crate) fn settlement(work: &Active, item: &Item, verdict: Verdict) -> Settle
 }
 
 /// Hands back what waits for a slot, for after the pause, uncounted.
-pub(crate) fn hand_back(work: &Arc<Active>, settler: &Settler, pause: Duration) {
+fn hand_back(work: &Arc<Active>, settler: &Settler, pause: Duration) {
     for item in work.lanes.take_all() {
         work.destination.end_try();
-        let again = Verdict::Retry { delay: pause, counted: item.began, error: None };
-        let release = settlement(work, &item, again);
+        let release = settlement(work, &item, Verdict::Retry { delay: pause, counted: false, error: None });
         settler.push(Outcome::new(work, item, release, None));
     }
 }

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use laneway_core::{
-    ClaimRequest, Lane, NewMessage, Priority, SettleReport, Settlement, Store, SubscriptionId, Verdict,
-};
+use laneway_core::{ClaimRequest, Lane, NewMessage, Priority, Settlement, Store, SubscriptionId, Verdict};
 use laneway_testing::faults::{FaultyStore, Odds, Operation};
 use laneway_testing::{Random, seed};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::fixture::*;
 
@@ -63,14 +61,7 @@ async fn work(store: Arc<FaultyStore>, subscription: SubscriptionId, mut random:
                 }
             })
             .collect();
-        for _ in 0..3 {
-            match store.settle(&group).await {
-                Ok(SettleReport::Committed { .. }) => break,
-                Ok(SettleReport::Conflict(conflict)) => panic!("{conflict:?}"),
-                // Not known whether it happened: once more, the fence decides.
-                Err(error) => assert!(error.is_transient(), "{error}"),
-            }
-        }
+        settle_surely(&*store, &group).await;
     }
 }
 
@@ -101,16 +92,10 @@ conformance! {
             fixture.enqueue(&messages).await;
             sleep(Duration::from_millis(30)).await;
         }
-        let mut sql = fixture.sql().await;
-        let drained = timeout(Duration::from_secs(40), async {
-            while sql.count("owed").await > 0 {
-                sleep(Duration::from_millis(50)).await;
-            }
-        });
-        let drained = drained.await;
+        let drained = fixture.drained_within(Duration::from_secs(40)).await;
         stop.store(true, Ordering::SeqCst);
         workers.join_all().await;
-        drained.expect("some deliveries are never settled");
+        assert!(drained, "some deliveries are never settled");
         assert!(nodes.iter().all(|node| node.injected() > 0), "no fault was injected");
         assert_eq!(fixture.counter("all").await, 2 * MESSAGES as i64);
         let mut sql = fixture.sql().await;

@@ -171,6 +171,17 @@ impl Fixture {
         claim_soon(&*self.store, subscription).await
     }
 
+    /// Waits until nothing is owed; answers whether that came in time.
+    pub async fn drained_within(&self, longest: Duration) -> bool {
+        let mut sql = self.sql().await;
+        let drained = tokio::time::timeout(longest, async {
+            while sql.count("owed").await > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        drained.await.is_ok()
+    }
+
     /// Settles a group that must commit; answers lost leases and duplicates.
     pub async fn settle(&self, group: &[Settlement]) -> (Vec<usize>, Vec<usize>) {
         match self.store.settle(group).await.unwrap() {
@@ -277,6 +288,17 @@ pub async fn claim_soon(store: &dyn Store, subscription: SubscriptionId) -> Batc
             None => assert!(Instant::now() < deadline, "nothing has become due in {PATIENCE:?}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Settles a group, once more where the answer is lost: not known whether it happened, the fence decides.
+pub async fn settle_surely(store: &dyn Store, group: &[Settlement]) {
+    for _ in 0..3 {
+        match store.settle(group).await {
+            Ok(SettleReport::Committed { .. }) => break,
+            Ok(SettleReport::Conflict(conflict)) => panic!("{conflict:?}"),
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
     }
 }
 

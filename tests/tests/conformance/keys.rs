@@ -8,8 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use laneway_core::{
     Batch, Change, ClaimRequest, DeadLetterAction, DeadLetterSelection, ErrorText, Lane, MessageId, NewMessage,
-    Ordering, Priority, Reason, Replay, SettleReport, Settlement, Store, Subscription, SubscriptionId, Topic,
-    Verdict,
+    Ordering, Priority, Reason, Replay, Settlement, Store, Subscription, SubscriptionId, Topic, Verdict,
 };
 use laneway_testing::faults::{FaultyStore, Odds, Operation};
 use laneway_testing::{Random, seed};
@@ -476,13 +475,7 @@ conformance! {
                         }
                     })
                     .collect();
-                for _ in 0..3 {
-                    match store.settle(&group).await {
-                        Ok(SettleReport::Committed { .. }) => break,
-                        Ok(SettleReport::Conflict(conflict)) => panic!("{conflict:?}"),
-                        Err(error) => assert!(error.is_transient(), "{error}"),
-                    }
-                }
+                settle_surely(&*store, &group).await;
             }
         }
 
@@ -515,17 +508,11 @@ conformance! {
             fixture.enqueue(&part).await;
             sleep(Duration::from_millis(10)).await;
         }
-        let mut sql = fixture.sql().await;
-        let drained = timeout(Duration::from_secs(60), async {
-            while sql.count("owed").await > 0 {
-                sleep(Duration::from_millis(50)).await;
-            }
-        });
-        let drained = drained.await;
+        let drained = fixture.drained_within(Duration::from_secs(60)).await;
         stop.store(true, Atomic::SeqCst);
         workers.join_all().await;
         let stuck = fixture.sql().await.texts("select m.id from @owed o join @message m on m.seq = o.message_seq").await;
-        drained.unwrap_or_else(|_| panic!("some deliveries are never settled: {stuck:?}"));
+        assert!(drained, "some deliveries are never settled: {stuck:?}");
         let mut sql = fixture.sql().await;
         let done = sql.texts("select id from @message where topic = 'log.x' order by seq").await;
         let mut settled: HashMap<String, Vec<String>> = HashMap::new();
