@@ -2,11 +2,15 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use laneway_testing::target_dir;
 
 /// The `laneway` program, as `cargo xtask test` says. A bare `cargo test` takes what is where it builds.
 const PROGRAM: &str = "LANEWAY_BUILT_PROGRAM";
+
+/// The program of `cargo xtask`, likewise.
+const XTASK: &str = "LANEWAY_BUILT_XTASK";
 
 /// The directory of the plugins, likewise.
 const PLUGINS: &str = "LANEWAY_BUILT_PLUGINS";
@@ -32,8 +36,24 @@ pub fn target() -> PathBuf {
 /// If it is not built.
 #[must_use]
 pub fn laneway() -> PathBuf {
-    let name = format!("laneway{}", env::consts::EXE_SUFFIX);
-    built(env::var_os(PROGRAM).map_or_else(|| target().join("debug").join(name), PathBuf::from))
+    program(PROGRAM, "laneway")
+}
+
+/// The program of `cargo xtask`, as a command in the workspace's folder.
+///
+/// # Panics
+/// If it is not built.
+#[must_use]
+pub fn xtask() -> Command {
+    let mut command = Command::new(program(XTASK, "xtask"));
+    // As `cargo xtask` would start it.
+    command.current_dir(root()).env("CARGO_MANIFEST_DIR", root().join("xtask"));
+    command
+}
+
+fn program(variable: &str, name: &str) -> PathBuf {
+    let name = format!("{name}{}", env::consts::EXE_SUFFIX);
+    built(env::var_os(variable).map_or_else(|| target().join("debug").join(name), PathBuf::from))
 }
 
 /// A plugin by its name, such as `publish-http`.

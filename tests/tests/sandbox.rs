@@ -8,7 +8,7 @@ use laneway_core::{
     DeadLetterFilter, Name, NewMessage, Priority, RetryPolicy, RetrySchedule, Store, Subscription,
     SubscriptionKind, Topic, TopicPattern, Topology,
 };
-use laneway_engine::{Binding, Engine, EngineOptions};
+use laneway_engine::{Binding, Engine, EngineOptions, Runs};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
 use laneway_store::sqlite::{SqliteOptions, SqliteStore};
 use laneway_tests::plugin;
@@ -65,7 +65,7 @@ fn spec(name: &Name, reuse: bool) -> PluginSpec {
         name: name.clone(),
         kind: SubscriptionKind::Handler,
         config: BTreeMap::new(),
-        grants: Grants::default(),
+        grants: Grants { emit: vec![TopicPattern::parse(">").unwrap()], ..Grants::default() },
         limits: Limits { memory_bytes_max: MEMORY_BYTES_MAX, ..Limits::default() },
         reuse,
         payload_bytes_max: 1 << 20,
@@ -91,7 +91,7 @@ async fn hostile_guests_harm_only_themselves(reuse: bool) {
         let bytes = std::fs::read(guest).unwrap();
         let invoker = host.plugin(&bytes, spec(&subscription.name, reuse)).unwrap();
         let id = applied.subscriptions.iter().find(|(name, _)| *name == subscription.name).unwrap().1;
-        bindings.push(Binding { subscription: subscription.clone(), id, invoker });
+        bindings.push(Binding { subscription: subscription.clone(), id, runs: Runs::Fixed(invoker) });
     }
     let message = |topic: &str, payload: &str| NewMessage::new(Topic::parse(topic).unwrap(), payload.to_owned());
     let neighbours: Vec<_> = (0..NEIGHBOUR).map(|n| message("neighbour.item", &n.to_string())).collect();

@@ -30,6 +30,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "laneway-host",
             "laneway-connectors",
             "laneway-testing",
+            // Its mock is held against the host.
+            "laneway-sdk",
         ],
     ),
     ("xtask", &["laneway-testing"]),

@@ -20,8 +20,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let programs = cargo::build(&["--release", "--package", "laneway-cli"])?;
     let mut bench = Command::new(programs.path("laneway")?);
     bench.arg("bench").args(&args.arguments).current_dir(cargo::root()?);
-    if !args.arguments.iter().any(|argument| argument.to_string_lossy().starts_with("--handler")) {
-        bench.arg("--handler").arg(plugins.join("noop.wasm"));
+    for (option, plugin) in [("--handler", "noop.wasm"), ("--publisher", "noop-publisher.wasm")] {
+        if !args.arguments.iter().any(|argument| argument.to_string_lossy().starts_with(option)) {
+            bench.arg(option).arg(plugins.join(plugin));
+        }
     }
     cargo::succeed(&mut bench)
 }

@@ -6,13 +6,13 @@ mod toolchain;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 use wit_component::{ComponentEncoder, DecodedWasm};
 
-use self::toolchain::{GuestTarget, Toolchain};
+use self::toolchain::GuestTarget;
 use crate::cargo;
 
 /// The packages that plugins are made from. A package can have several: its examples are plugins too.
@@ -27,6 +27,9 @@ pub struct PluginsArgs {
     /// Directory for the components; `plugins` in cargo's target directory if not given
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Folder of a Rust project, built in place of Laneway's own plugins, with the toolchain that builds those
+    #[arg(long, value_name = "DIR")]
+    pub project: Option<PathBuf>,
 }
 
 /// Which world a plugin is of.
@@ -64,7 +67,11 @@ pub struct BuiltPlugin {
 /// Those of [`build`].
 pub fn run(args: PluginsArgs) -> anyhow::Result<()> {
     let out = args.out.map_or_else(directory, |out| Ok(std::path::absolute(out)?))?;
-    for plugin in build(&out)? {
+    let built = match args.project {
+        Some(project) => build_project(&std::path::absolute(project)?, &out)?,
+        None => build(&out)?,
+    };
+    for plugin in built {
         let bytes = fs::metadata(&plugin.path)?.len();
         println!("{:<9} {bytes:>8} {}", plugin.kind.to_string(), plugin.path.display());
     }
@@ -92,14 +99,34 @@ fn directory() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// If there is no toolchain for guests, if a plugin does not compile, or if what was built is no plugin.
 pub fn build(out: &Path) -> anyhow::Result<Vec<BuiltPlugin>> {
+    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
+    build_in(&cargo::root()?, out, |cargo| {
+        cargo.args(["--lib", "--examples", "--locked", "--profile", "guest"]).args(packages);
+    })
+}
+
+/// Builds a project that is not of this workspace, as its own profile for releases says.
+///
+/// # Errors
+/// Those of [`build`].
+fn build_project(project: &Path, out: &Path) -> anyhow::Result<Vec<BuiltPlugin>> {
+    build_in(project, out, |cargo| {
+        cargo.args(["--lib", "--release"]);
+    })
+}
+
+fn build_in(folder: &Path, out: &Path, choose: impl FnOnce(&mut Command)) -> anyhow::Result<Vec<BuiltPlugin>> {
     // A target directory of its own: the caller's cargo may hold the lock of the other one.
     let guests = cargo::target()?.join("guests");
     let toolchain = toolchain::find(&guests)?;
     eprintln!("plugins: building with {toolchain}");
     fs::create_dir_all(out).with_context(|| format!("failed to make {}", out.display()))?;
 
+    let mut cargo = toolchain.cargo();
+    cargo.current_dir(folder).arg("build");
+    choose(&mut cargo);
     let mut plugins = Vec::new();
-    for (name, module) in compile(&toolchain, &guests)? {
+    for (name, module) in compile(cargo, &guests)? {
         let plugin = finish(&name, &module, toolchain.target(), out)
             .with_context(|| format!("failed to make a component of {}", module.display()))?;
         plugins.push(plugin);
@@ -109,14 +136,8 @@ pub fn build(out: &Path) -> anyhow::Result<Vec<BuiltPlugin>> {
 }
 
 /// Runs cargo, and answers the names and files of what it built, or had built already.
-fn compile(toolchain: &Toolchain, target_dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut cargo = toolchain.cargo();
-    cargo.current_dir(cargo::root()?).arg("build");
-    cargo.args(["--lib", "--examples", "--locked", "--profile", "guest"]);
+fn compile(mut cargo: Command, target_dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
     cargo.args(["--message-format", "json-render-diagnostics", "--target-dir"]).arg(target_dir);
-    for package in PACKAGES {
-        cargo.args(["--package", package]);
-    }
     cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("-Clink-arg=-zstack-size={STACK_BYTES}"));
     let output = cargo.stderr(Stdio::inherit()).output().context("failed to run cargo")?;
     if !output.status.success() {

@@ -16,6 +16,9 @@ const SKIPS_FILE: &str = "LANEWAY_TEST_SKIPS";
 /// Where the tests find the `laneway` program.
 const PROGRAM: &str = "LANEWAY_BUILT_PROGRAM";
 
+/// Where the tests find this program, for the projects that they build.
+const XTASK: &str = "LANEWAY_BUILT_XTASK";
+
 /// Where the tests find the plugins.
 const PLUGINS: &str = "LANEWAY_BUILT_PLUGINS";
 
@@ -33,12 +36,13 @@ pub fn run(args: &TestArgs) -> Result<()> {
     let plugins = plugins::ensure_built()?;
     let programs = cargo::build_programs()?;
     let laneway = programs.path("laneway")?;
+    let xtask = programs.path("xtask")?;
     let cluster = start_postgres(require_all)?;
     let skips = cargo::target()?.join("test-skips.txt");
     fs::write(&skips, "").with_context(|| format!("could not empty {}", skips.display()))?;
 
     let prepare = |command: &mut Command| {
-        command.env(SKIPS_FILE, &skips).env(PROGRAM, laneway).env(PLUGINS, &plugins);
+        command.env(SKIPS_FILE, &skips).env(PROGRAM, laneway).env(XTASK, xtask).env(PLUGINS, &plugins);
         if let Some(cluster) = &cluster {
             command.env(SERVER_URL, cluster.url("postgres"));
         }
@@ -95,7 +99,8 @@ fn report_skips(path: &Path) -> Result<usize> {
             eprintln!("  {line}");
         }
         eprintln!("For those that want PostgreSQL: {}.", postgres::HOW_TO_INSTALL);
-        eprintln!("For those that want libfaketime: `apt-get install faketime`.\n");
+        eprintln!("For those that want libfaketime: `apt-get install faketime`.");
+        eprintln!("For those that want Python or Node: Python 3.10 with pip, Node 20 with npm, or newer.\n");
     }
     Ok(lines.len())
 }

@@ -72,11 +72,29 @@ fn check() -> Result<(), Vec<String>> {
 
 laneway_sdk::publisher!(batch = publish, validate = check);
 
+// Where to, and with which headers, the operator says: it takes what it is granted.
+laneway_sdk::manifest! {
+    http: ["*"],
+    secrets: ["*"],
+    config: ["url"],
+}
+
 #[cfg(test)]
 mod tests {
     use laneway_sdk::Throttle;
+    use laneway_sdk::mock::MockHost;
 
     use super::*;
+
+    #[test]
+    fn a_bad_configuration_is_refused_at_deploy_and_stops_every_message() {
+        let mut host = MockHost::new().with_config("url", "ftp://example.com");
+        let errors = host.validate(check).unwrap_err();
+        let results = host.publish_batch(publish, [Message::for_test("a.b"), Message::for_test("a.c")]);
+        let failure = Failure::misconfigured("config", errors.join("; "));
+        assert_eq!(results, [Err(failure.clone()), Err(failure)]);
+        assert_eq!(MockHost::new().with_config("url", "https://example.com/in").validate(check), Ok(()));
+    }
 
     #[test]
     fn a_message_whose_turn_does_not_come_waits_uncounted() {

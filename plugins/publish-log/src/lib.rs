@@ -48,9 +48,48 @@ fn check() -> Result<(), Vec<String>> {
 
 laneway_sdk::publisher!(batch = publish, validate = check);
 
+laneway_sdk::manifest! {}
+
 #[cfg(test)]
 mod tests {
+    use laneway_sdk::mock::MockHost;
+
     use super::*;
+
+    fn message() -> Message {
+        Message::for_test("orders.created").id("id-1").body("{}")
+    }
+
+    #[test]
+    fn each_message_is_a_line_without_its_payload() {
+        let mut host = MockHost::new();
+        let results = host.publish_batch(publish, [message(), message().id("id-2")]);
+        assert_eq!(results, [Ok(Receipt { reference: None }), Ok(Receipt { reference: None })]);
+        let lines = host.log();
+        let ids: Vec<_> = lines.iter().map(|line| line.field("message").unwrap_or_default()).collect();
+        assert_eq!(ids, ["id-1", "id-2"]);
+        assert_eq!((lines[0].field("topic"), lines[0].field("bytes")), (Some("orders.created"), Some("2")));
+        assert_eq!(lines[0].field("payload"), None);
+    }
+
+    #[test]
+    fn the_payload_is_there_when_it_is_asked_for() {
+        let mut host = MockHost::new().with_config("payload", "true");
+        assert!(host.publish_batch(publish, [message()])[0].is_ok());
+        assert_eq!(host.log()[0].field("payload"), Some("{}"));
+    }
+
+    #[test]
+    fn a_configuration_that_is_neither_yes_nor_no_is_refused_at_deploy_and_stops_the_batch() {
+        let mut host = MockHost::new().with_config("payload", "yes");
+        let errors = host.validate(check).unwrap_err();
+        assert_eq!(errors, ["configuration key `payload` is `yes`; write `true` or `false`"]);
+        let results = host.publish_batch(publish, [message(), message()]);
+        assert!(results.iter().all(|result| matches!(result, Err(Failure::Misconfigured(_)))), "{results:?}");
+        for good in [MockHost::new(), MockHost::new().with_config("payload", "false")] {
+            assert_eq!({ good }.validate(check), Ok(()));
+        }
+    }
 
     #[test]
     fn a_long_payload_is_cut_at_a_character() {

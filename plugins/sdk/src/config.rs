@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use crate::Failure;
-use crate::bindings::laneway::plugin::config as host;
+use crate::host;
 
 /// Code of the failures made here.
 const CODE: &str = "config";
@@ -12,7 +12,7 @@ const CODE: &str = "config";
 /// The value of a key, or `None`.
 #[must_use]
 pub fn get(key: &str) -> Option<String> {
-    host::get(key)
+    host::config::get(key)
 }
 
 /// The value of a key that must be there.

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::bindings::laneway::plugin::effects::{self, EmitError};
+use crate::bindings::laneway::plugin::effects::EmitError;
+use crate::host::effects;
 use crate::{Attempt, Failure, Message, Outgoing, State, config};
 
 /// The message being handled, the attempt, and the effects that commit with it, or not at all.

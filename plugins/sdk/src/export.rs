@@ -136,18 +136,30 @@ pub type Published = Result<Vec<Result<Receipt, types::Failure>>, types::Failure
 /// What the contract's `validate` answers.
 pub type Validated = Result<(), Vec<String>>;
 
-/// Runs a handler's function.
+/// Runs a handler's function for the host.
 ///
 /// # Errors
-/// The function's own, and those of reading the payload.
+/// Those of [`run`].
 pub fn handle<P: Payload>(
     handle: impl Fn(P, &Context) -> Result<(), Failure>,
     message: Message,
     attempt: Attempt,
 ) -> Handled {
     log_panics();
+    Ok(run(handle, message, attempt)?)
+}
+
+/// Runs a handler's function.
+///
+/// # Errors
+/// The function's own, and those of reading the payload.
+pub fn run<P: Payload>(
+    handle: impl Fn(P, &Context) -> Result<(), Failure>,
+    message: Message,
+    attempt: Attempt,
+) -> Result<(), Failure> {
     let payload = P::from_message(&message)?;
-    Ok(handle(payload, &Context::new(message, attempt))?)
+    handle(payload, &Context::new(message, attempt))
 }
 
 /// Runs a publisher's function.

@@ -27,9 +27,11 @@
 //! A publisher is the same, see [`publisher!`]. The payload arrives as what the function asks for: see [`Payload`].
 //! What the function answers decides what becomes of the message: see [`Failure`].
 //!
+//! What a plugin asks for, it says with [`manifest!`].
+//!
 //! The crate of a plugin is a `cdylib`, depends on `laneway-sdk` and `serde`, and compiles for `wasm32-wasip2` and
-//! for `wasm32-unknown-unknown`. On other targets it compiles too, so that its logic can be tested, but the host's
-//! functions are not there: a call of one panics.
+//! for `wasm32-unknown-unknown`. On other targets it compiles too, and `mock` stands for the host there, so that the
+//! plugin's own `cargo test` needs no WebAssembly.
 
 #[doc(hidden)]
 pub mod bindings;
@@ -38,7 +40,12 @@ mod context;
 #[doc(hidden)]
 pub mod export;
 mod failure;
+mod host;
 pub mod log;
+#[doc(hidden)]
+pub mod manifest;
+#[cfg(not(target_family = "wasm"))]
+pub mod mock;
 mod outgoing;
 mod payload;
 pub mod priority;

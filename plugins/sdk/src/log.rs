@@ -9,13 +9,13 @@
 //! info!(carrier = carrier, "departed {minutes} minutes late");
 //! ```
 
-use crate::bindings::laneway::plugin::log as host;
+use crate::host;
 
 pub use crate::bindings::laneway::plugin::log::Level;
 
 /// Writes a line. Fields are named values beside the text. What is over the host's limits is cut.
 pub fn log(level: Level, message: &str, fields: &[(String, String)]) {
-    host::log(level, message, fields);
+    host::log::log(level, message, fields);
 }
 
 /// Writes a line at `trace`.

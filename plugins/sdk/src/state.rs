@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Failure;
-use crate::bindings::laneway::plugin::effects;
+use crate::host::effects;
 
 /// Reads and writes the state; from [`Context::state`](crate::Context::state).
 ///

@@ -3,6 +3,7 @@
 mod commands;
 mod config;
 mod exit;
+mod loader;
 mod logging;
 mod output;
 
@@ -16,8 +17,8 @@ use clap::{Arg, Parser, Subcommand};
 use laneway_store::Storage;
 
 use crate::commands::{
-    apply, bench, config as print_config, dead_letters, enqueue, idempotency, messages, migrate, replay, run,
-    schedules, status,
+    apply, bench, config as print_config, dead_letters, dev, enqueue, idempotency, messages, migrate, plugin,
+    replay, run, schedules, status,
 };
 use crate::logging::LogFormat;
 
@@ -76,6 +77,8 @@ impl TypedValueParser for StorageParser {
 enum Command {
     /// Deliver messages until stopped
     Run(run::Args),
+    /// Deliver messages, and swap each plugin when its file or its sources change
+    Dev(dev::Args),
     /// Make the configuration's subscriptions the database's
     Apply,
     /// Bring the database's schema up to date
@@ -98,6 +101,9 @@ enum Command {
     /// Show and run schedules
     #[command(subcommand)]
     Schedules(schedules::Command),
+    /// Make, sign, try out and deploy plugins
+    #[command(subcommand)]
+    Plugin(plugin::Command),
     /// Measure enqueue, drain and latency on an empty database
     Bench(bench::Args),
     /// Print the commented configuration with all keys
@@ -121,6 +127,7 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run::run(shared, args).await,
+            Command::Dev(args) => dev::run(shared, args).await,
             Command::Apply => apply::run(shared).await,
             Command::Migrate => migrate::run(shared).await,
             Command::Enqueue(args) => enqueue::run(shared, args).await,
@@ -130,6 +137,7 @@ fn main() -> ExitCode {
             Command::Idempotency(command) => idempotency::run(shared, command).await,
             Command::Replay(args) => replay::run(shared, args).await,
             Command::Schedules(command) => schedules::run(shared, command).await,
+            Command::Plugin(command) => plugin::run(shared, command).await,
             Command::Bench(args) => bench::run(shared, args).await,
             Command::Config => print_config::run(),
         }

@@ -21,6 +21,21 @@ pub fn line(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// A text of others, on one line and without what a terminal would obey.
+pub fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control()
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
 /// Prints rows in aligned columns under a head.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Result<()> {
     let mut widths = head.map(str::len);

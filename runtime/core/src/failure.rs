@@ -71,14 +71,20 @@ impl Reason {
     pub const PANIC: Self = Self::host("guest_panic");
     /// Any other trap: a bad memory access, a division by zero.
     pub const TRAP: Self = Self::host("trap");
+    /// A publisher answered for another number of messages than it was given.
+    pub const WRONG_ANSWER: Self = Self::host("wrong_answer");
     /// The guest could not be instantiated.
     pub const INSTANTIATION: Self = Self::host("instantiation");
+    /// The guest used what is not granted to it.
+    pub const DENIED: Self = Self::host("denied");
     /// A host function failed.
     pub const HOST: Self = Self::host("host_error");
     /// The node that held the lease ended, or lost it, as often as attempts are allowed.
     pub const LEASE_EXPIRED: Self = Self::host("lease_expired");
     /// The attempt was ended because the node is shutting down.
     pub const INTERRUPTED: Self = Self::host("interrupted");
+    /// A version on trial was asked to wait by what it writes to.
+    pub const THROTTLED: Self = Self::host("throttled");
 
     const fn host(code: &'static str) -> Self {
         Self(std::borrow::Cow::Borrowed(code))

@@ -58,6 +58,12 @@ pub struct Call {
 pub struct SandboxUse {
     /// Time in the sandbox: making the instance, the call, and taking the instance down. Waiting is included.
     pub elapsed: Duration,
+    /// The part of it during which a processor was at work for the guest: making the instance, the guest's own code,
+    /// and the host functions that it calls, without what they wait for. Of a batch, each message bears its share.
+    pub guest: Duration,
+    /// Largest size that the memories of the instance had, all together, in bytes. A batch has one instance, and so
+    /// has what is reused: there it is the largest since the instance was made.
+    pub memory_peak_bytes: u64,
 }
 
 /// How running a message ended.
@@ -76,6 +82,9 @@ pub struct Invocation {
 /// Runs the plugin of one subscription.
 #[async_trait]
 pub trait Invoker: Send + Sync + 'static {
+    /// SHA-256 of the plugin.
+    fn digest(&self) -> PluginDigest;
+
     /// Runs the messages and answers for each, in order. A handler gets them one by one; a publisher gets them as one
     /// batch. Never panics, and takes no longer than the timeout for a free instance and again for the attempt.
     async fn invoke(&self, calls: &[Call]) -> Vec<Invocation>;

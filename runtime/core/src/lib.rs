@@ -13,6 +13,7 @@ mod lane;
 mod maintenance;
 mod marker;
 mod message;
+mod plugin;
 mod retry;
 mod schedule;
 mod settle;
@@ -30,7 +31,15 @@ pub use invoke::{Attempt, Call, Interrupt, Invocation, Invoker, SandboxUse};
 pub use lane::{Lane, Priority};
 pub use maintenance::{Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, Replay, Step};
 pub use marker::{InvalidMetadata, MARKER_METADATA_BYTES_MAX, MarkerMetadata};
-pub use message::{CONTENT_TYPE_JSON, Enqueued, Header, Message, NewMessage};
+pub use message::{
+    CONTENT_TYPE_BYTES_MAX, CONTENT_TYPE_JSON, DELAY_MAX, Enqueued, HEADERS_BYTES_MAX, Header,
+    MESSAGE_KEY_BYTES_MAX, Message, NewMessage,
+};
+pub use plugin::{
+    Canary, CanaryBy, Deployment, DeploymentState, Figures, FirstAttempts, InvalidPluginVersion, LoadError,
+    NewDeployment, NewPlugin, NodeReport, NodeReportView, PluginLoader, PluginVersion, PluginView, Plugins,
+    Readiness, StoredPlugin,
+};
 pub use retry::{InvalidRetry, RetryDecision, RetryPolicy, RetrySchedule};
 pub use schedule::{
     CleanupPolicy, Missed, RunOutcome, Schedule, ScheduleAction, SchedulePosition, ScheduleRunView, ScheduleRuns,

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 
 use crate::{
     AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, LeaseToken,
-    Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, ScheduleRuns, SettleReport,
-    Settlement, StateEntry, Status, SubscriptionId, Topology,
+    Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Plugins, Renewal, ScheduleRuns,
+    SettleReport, Settlement, StateEntry, Status, SubscriptionId, Topology,
 };
 
 /// What can go wrong in a store.
@@ -60,7 +60,7 @@ impl StoreError {
 /// Times are the database's: a lease has expired and a message is due when the database's clock says so.
 /// Nothing here keeps a transaction open between two calls.
 #[async_trait]
-pub trait Store: Maintenance + ScheduleRuns {
+pub trait Store: Maintenance + Plugins + ScheduleRuns {
     /// Makes a topology the active one. Subscriptions that it does not name stop receiving; their deliveries stay.
     /// Applying the active topology again changes nothing, the revision included.
     async fn apply(&self, topology: &Topology) -> Result<AppliedTopology, StoreError>;
@@ -109,6 +109,9 @@ pub trait Store: Maintenance + ScheduleRuns {
     /// Says that this node is alive. `name` is the node's. Answers how many were within the last `alive_for`, this one
     /// included.
     async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError>;
+
+    /// Says that this node has stopped in order: from now on nobody counts it, nor waits for it.
+    async fn sign_off(&self, name: &Name) -> Result<(), StoreError>;
 
     /// Statements and transactions sent to the database since the store was opened, each a round trip. Watching for
     /// wake-ups is not counted.

@@ -3,20 +3,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use laneway_core::{Invoker, Store, Subscription, SubscriptionId};
+use laneway_core::{Store, Subscription, SubscriptionId};
 use tokio::sync::Notify;
 
 use crate::destination::{Destination, Pause};
-use crate::engine::Binding;
+use crate::engine::{Binding, Runs};
 use crate::lanes::Lanes;
 use crate::overlay::Overlay;
 use crate::pace::Pace;
 use crate::rate::Rate;
+use crate::versions::Versions;
 
 pub(crate) struct Active {
     pub subscription: Subscription,
     pub id: SubscriptionId,
-    pub invoker: Arc<dyn Invoker>,
+    pub versions: Versions,
     pub lanes: Lanes,
     pub overlay: Arc<Overlay>,
     pub pace: Pace,
@@ -38,7 +39,10 @@ impl Active {
             pause: Pause::default(),
             subscription: binding.subscription,
             id: binding.id,
-            invoker: binding.invoker,
+            versions: match binding.runs {
+                Runs::Fixed(invoker) => Versions::fixed(invoker),
+                Runs::Deployed { .. } => Versions::default(),
+            },
             pace: Pace::default(),
             rescheduled: Notify::new(),
         }

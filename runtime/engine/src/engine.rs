@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use laneway_core::{Interrupt, Invoker, Name, Schedule, Store, Subscription, SubscriptionId, Verdict};
+use laneway_core::{
+    Interrupt, Invoker, Name, PluginLoader, Schedule, Store, Subscription, SubscriptionId, Verdict,
+};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::active::Active;
+use crate::deployer::{Deployer, Followed};
 use crate::destination::Destination;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
@@ -21,11 +24,14 @@ use crate::scheduler;
 use crate::settler::{Outcome, Settler};
 use crate::slot::{self, settlement};
 use crate::stats::Stats;
+use crate::versions::{Current, Version};
 
 /// How often a node says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A node that has missed more heartbeats lives no more.
 const HEARTBEATS_MISSED_MAX: u32 = 3;
+/// For how long a node counts as alive after a heartbeat.
+pub const ALIVE_FOR: Duration = Duration::from_secs(HEARTBEAT.as_secs() * HEARTBEATS_MISSED_MAX as u64);
 /// Longest wait for interrupted attempts to end, and for the last commit.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
 
@@ -36,7 +42,21 @@ pub struct Binding {
     /// Its number in the database.
     pub id: SubscriptionId,
     /// What runs its messages.
-    pub invoker: Arc<dyn Invoker>,
+    pub runs: Runs,
+}
+
+/// What runs a subscription's messages.
+#[derive(Clone)]
+pub enum Runs {
+    /// This, until [`Engine::swap`].
+    Fixed(Arc<dyn Invoker>),
+    /// Whatever version of the plugin is deployed in the database. Messages wait while none is.
+    Deployed {
+        /// The plugin's name.
+        plugin: Name,
+        /// What gets its versions ready.
+        loader: Arc<dyn PluginLoader>,
+    },
 }
 
 /// How a drain ended.
@@ -50,6 +70,8 @@ pub struct DrainReport {
 
 /// A running engine. Dropping it without [`Engine::drain`] is like a crash: leases end by themselves.
 pub struct Engine {
+    store: Arc<dyn Store>,
+    node: Name,
     active: Vec<Arc<Active>>,
     settler: Arc<Settler>,
     stats: Arc<Stats>,
@@ -86,6 +108,7 @@ impl Engine {
             tokio::spawn(heartbeat(store.clone(), options.clone(), nodes.clone())),
         ];
         let mut named: HashMap<Name, Arc<Destination>> = HashMap::new();
+        let mut followed: Vec<Followed> = Vec::new();
         let active: Vec<Arc<Active>> = bindings
             .into_iter()
             .map(|binding| {
@@ -94,7 +117,12 @@ impl Engine {
                     Some(name) => named.entry(name).or_insert_with(new).clone(),
                     None => new(),
                 };
-                Arc::new(Active::new(binding, destination, store.clone()))
+                let runs = binding.runs.clone();
+                let work = Arc::new(Active::new(binding, destination, store.clone()));
+                if let Runs::Deployed { plugin, loader } = runs {
+                    followed.push(Followed { work: work.clone(), plugin, loader });
+                }
+                work
             })
             .collect();
         // What claims or begins something, and stops doing so when the drain begins.
@@ -105,6 +133,9 @@ impl Engine {
                 tokio::spawn(scheduler::run(store.clone(), Arc::new(schedule), node, watching.clone()))
             })
             .collect();
+        // Even with nothing to follow: who deploys waits for every node to say that it is ready.
+        let deployer = Deployer::new(store.clone(), options.node.clone(), followed);
+        relays.push(tokio::spawn(deployer.run(watching.clone())));
         let mut slots = Vec::new();
         for work in &active {
             for _ in 0..work.subscription.concurrency.max(1) {
@@ -123,14 +154,30 @@ impl Engine {
             relays.push(tokio::spawn(relay.run()));
         }
         info!(node = %options.node, subscriptions = active.len(), "engine started");
-        let grace = options.grace;
-        Self { active, settler, stats, interrupt, draining, relays, slots, keepers, settling, grace }
+        let (store, node, grace) = (store.clone(), options.node.clone(), options.grace);
+        Self { store, node, active, settler, stats, interrupt, draining, relays, slots, keepers, settling, grace }
     }
 
     /// The node's counters.
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
+    }
+
+    /// Whether there is a version of the plugin to run a subscription's messages on.
+    #[must_use]
+    pub fn is_ready(&self, subscription: &Name) -> bool {
+        self.active.iter().any(|work| work.subscription.name == *subscription && work.versions.is_ready())
+    }
+
+    /// Runs a subscription's messages on something else from now on; what has begun ends where it began. Answers
+    /// whether there is such a subscription.
+    pub fn swap(&self, subscription: &Name, invoker: Arc<dyn Invoker>) -> bool {
+        let found = self.active.iter().find(|work| work.subscription.name == *subscription);
+        if let Some(work) = found {
+            work.versions.set(Current { active: Some(Arc::new(Version::fixed(invoker))), trial: None });
+        }
+        found.is_some()
     }
 
     /// Stops claiming, hands back what waits, lets running attempts finish within the grace period, interrupts the
@@ -181,8 +228,15 @@ impl Engine {
             self.settling.abort();
             self.slots.iter().for_each(JoinHandle::abort);
         }
-        for task in &self.keepers {
+        for task in self.keepers {
             task.abort();
+            // A heartbeat under way must not come after the end.
+            let _ = task.await;
+        }
+        match tokio::time::timeout(LAST_COMMIT, self.store.sign_off(&self.node)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the node could not sign off; it counts as alive for a while"),
+            Err(_) => debug!("the node could not sign off in time; it counts as alive for a while"),
         }
         let stats = self.stats.snapshot();
         info!(
@@ -198,7 +252,7 @@ impl Engine {
 
 async fn heartbeat(store: Arc<dyn Store>, options: Arc<EngineOptions>, nodes: Arc<AtomicU32>) {
     loop {
-        match store.heartbeat(&options.node, HEARTBEAT * HEARTBEATS_MISSED_MAX).await {
+        match store.heartbeat(&options.node, ALIVE_FOR).await {
             Ok(alive) => nodes.store(alive, Ordering::Relaxed),
             Err(error) => warn!(%error, "heartbeat failed"),
         }

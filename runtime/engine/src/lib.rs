@@ -3,10 +3,12 @@
 //! A delivery's way: [`relay`] claims it, [`lanes`] holds it until a slot is free, [`slot`] runs it, [`verdict`] says
 //! what follows, [`settler`] commits that in groups. [`leases`] keeps what is in hand renewed, and [`overlay`] lets
 //! messages build on each other's state before it is committed. [`scheduler`] waits for the times of schedules, and
-//! [`sweep`] makes changes of many rows in steps. The engine knows neither SQL nor WebAssembly: it sees
+//! [`sweep`] makes changes of many rows in steps. [`versions`] says which version of its plugin an attempt runs on, and
+//! [`deployer`] follows what is deployed; [`trial`] judges a canary. The engine knows neither SQL nor WebAssembly: it sees
 //! [`laneway_core::Store`] and [`laneway_core::Invoker`].
 
 mod active;
+mod deployer;
 mod destination;
 mod engine;
 mod lanes;
@@ -21,9 +23,11 @@ mod settler;
 mod slot;
 mod stats;
 mod sweep;
+mod trial;
 mod verdict;
+mod versions;
 
-pub use engine::{Binding, DrainReport, Engine};
+pub use engine::{ALIVE_FOR, Binding, DrainReport, Engine, Runs};
 pub use options::EngineOptions;
 pub use scheduler::clean;
 pub use stats::{Stats, StatsSnapshot};

@@ -67,6 +67,10 @@ impl Relay {
     pub async fn run(mut self) {
         let mut backoff = BACKOFF.0;
         while !*self.draining.borrow() {
+            if !self.work.versions.is_ready() {
+                self.wait_for_plugin().await;
+                continue;
+            }
             if let Some(pause) = self.work.paused_for() {
                 self.rest(pause).await;
                 continue;
@@ -111,6 +115,15 @@ impl Relay {
             }
         }
         debug!(subscription = %self.work.subscription.name, "relay ended");
+    }
+
+    /// No version of the plugin is deployed: its messages wait.
+    async fn wait_for_plugin(&mut self) {
+        let work = self.work.clone();
+        tokio::select! {
+            () = work.versions.arrived.notified() => {}
+            _ = self.draining.changed() => {}
+        }
     }
 
     async fn rest(&mut self, time: Duration) {

@@ -19,6 +19,7 @@ use crate::options::EngineOptions;
 use crate::slot::settlement;
 use crate::stats::Stats;
 use crate::verdict::rule;
+use crate::versions::Choice;
 
 /// First and longest wait before a commit is tried again on a database that is out of reach.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -34,11 +35,24 @@ pub(crate) struct Outcome {
     settlement: Settlement,
     /// The overlay's era that it read and wrote state in, if it did.
     era: Option<u64>,
+    /// What the attempt ran on, if there was one.
+    ran_on: Option<Choice>,
 }
 
 impl Outcome {
     pub fn new(work: &Arc<Active>, item: Item, settlement: Settlement, era: Option<u64>) -> Self {
-        Self { work: work.clone(), item, settlement, era }
+        Self { work: work.clone(), item, settlement, era, ran_on: None }
+    }
+
+    /// That of an attempt.
+    pub fn of_attempt(
+        work: &Arc<Active>,
+        item: Item,
+        settlement: Settlement,
+        era: Option<u64>,
+        choice: &Choice,
+    ) -> Self {
+        Self { ran_on: Some(choice.clone()), ..Self::new(work, item, settlement, era) }
     }
 
     /// Bytes that it writes, about.
@@ -333,7 +347,7 @@ impl Settler {
 
     /// The database refuses one outcome for good: it becomes a failed attempt, or is left to its lease's end.
     fn refused(&self, outcome: Outcome, error: &StoreError) -> Option<Outcome> {
-        let Outcome { work, item, settlement: refused, era } = outcome;
+        let Outcome { work, item, settlement: refused, era, ran_on } = outcome;
         error!(message = %item.message.id, subscription = %work.subscription.name, %error, "outcome refused");
         if era.is_some() && refused.writes_state() {
             work.overlay.reset();
@@ -345,10 +359,15 @@ impl Settler {
         }
         let failure =
             laneway_core::Failure::Retry { reason: Reason::HOST, error: ErrorText::new(error.to_string()) };
-        let digest = PluginDigest::from_hex("");
-        let ruling = rule(&work.subscription, failure, item.attempt, item.elapsed(), &digest, rand::random())?;
+        let digest = ran_on.as_ref().map_or_else(|| PluginDigest::from_hex(""), |choice| choice.version.digest());
+        let is_trial = ran_on.as_ref().is_some_and(|choice| choice.on_trial);
+        if let Some(choice) = &ran_on {
+            choice.version.was_refused(item.attempt);
+        }
+        let (attempt, elapsed) = (item.attempt, item.elapsed());
+        let ruling = rule(&work.subscription, failure, attempt, elapsed, &digest, rand::random(), is_trial)?;
         let settlement = settlement(&work, &item, ruling.verdict);
-        Some(Outcome { work, item, settlement, era: None })
+        Some(Outcome { work, item, settlement, era: None, ran_on })
     }
 }
 

@@ -16,7 +16,8 @@ use crate::lanes::Item;
 use crate::overlay::Accepted;
 use crate::settler::{Outcome, Settler};
 use crate::stats::Stats;
-use crate::verdict::{Ruling, rule, rule_unstarted};
+use crate::verdict::{Ruling, on_trial, rule, rule_unstarted};
+use crate::versions::{Choice, InFlight, Version};
 
 /// Messages after which a slot lets other tasks of its thread run.
 const YIELD_EVERY: u32 = 32;
@@ -38,26 +39,66 @@ pub(crate) async fn run(work: Arc<Active>, settler: Arc<Settler>, interrupt: Int
 }
 
 async fn attempt(work: &Arc<Active>, settler: &Settler, interrupt: &Interrupt, items: &mut Vec<Item>) {
-    items.retain(|item| !ended_unstarted(work, settler, item));
-    // An attempt that read state which changed under it runs again at once; each round, some attempt has won.
-    while !items.is_empty() {
-        let era = work.overlay.era();
-        let calls: Vec<Call> = items.iter().map(|item| call(work, interrupt, item)).collect();
-        items.iter_mut().for_each(|item| item.began = true);
-        let started = Instant::now();
-        let invocations = AssertUnwindSafe(work.invoker.invoke(&calls)).catch_unwind().await;
-        let invocations = checked(invocations, calls.len(), started);
-        work.pace.ran(started.elapsed() / u32::try_from(calls.len()).unwrap_or(1));
-        let mut again = Vec::new();
-        for (item, invocation) in items.drain(..).zip(invocations) {
-            settler.stats.sandbox(invocation.used.elapsed);
-            if let Some(item) = finish(work, settler, item, invocation, era) {
-                Stats::add(&settler.stats.reruns, 1);
-                again.push(item);
-            }
-        }
-        *items = again;
+    // A batch of which a canary has a part takes two rounds, and much may have happened after the first. An attempt that
+    // read state which changed under it runs again at once; each round, some attempt has won.
+    loop {
+        items.retain(|item| !ended_unstarted(work, settler, item));
+        let Some(chosen) = choose(work, settler, items) else { return };
+        items.extend(run_on(work, settler, interrupt, chosen).await);
     }
+}
+
+/// Attempts that run together on one version.
+struct Chosen {
+    choice: Choice,
+    _in_flight: InFlight,
+    items: Vec<Item>,
+}
+
+/// Takes the items that begin on one version: that of the first.
+fn choose(work: &Arc<Active>, settler: &Settler, items: &mut Vec<Item>) -> Option<Chosen> {
+    let attempts_max = work.subscription.retry.attempts_max();
+    let mut chosen: Option<Chosen> = None;
+    let mut others = Vec::new();
+    for item in items.drain(..) {
+        let Some(choice) = work.versions.choose(&item.message, item.attempt, attempts_max) else {
+            // The plugin was drained since the claim.
+            work.destination.end_try();
+            let release = settlement(work, &item, Verdict::RELEASE);
+            settler.push(Outcome::new(work, item, release, None));
+            continue;
+        };
+        match &mut chosen {
+            // A swap may come in between: then these begin on the version of the first.
+            Some(chosen) if chosen.choice.on_trial == choice.on_trial => chosen.items.push(item),
+            Some(_) => others.push(item),
+            None => chosen = Some(Chosen { _in_flight: choice.version.begin(), choice, items: vec![item] }),
+        }
+    }
+    *items = others;
+    chosen
+}
+
+/// Runs items, and gives back those that must run again.
+async fn run_on(work: &Arc<Active>, settler: &Settler, interrupt: &Interrupt, chosen: Chosen) -> Vec<Item> {
+    let Chosen { choice, mut items, _in_flight } = chosen;
+    let version = &choice.version;
+    let era = work.overlay.era();
+    let calls: Vec<Call> = items.iter().map(|item| call(work, interrupt, item)).collect();
+    items.iter_mut().for_each(|item| item.began = true);
+    let started = Instant::now();
+    let invocations = AssertUnwindSafe(version.invoker.invoke(&calls)).catch_unwind().await;
+    let invocations = checked(invocations, &calls, version, started);
+    work.pace.ran(started.elapsed() / u32::try_from(calls.len()).unwrap_or(1));
+    let mut again = Vec::new();
+    for (item, invocation) in items.into_iter().zip(invocations) {
+        settler.stats.sandbox(invocation.used.elapsed);
+        if let Some(item) = finish(work, settler, item, invocation, era, &choice) {
+            Stats::add(&settler.stats.reruns, 1);
+            again.push(item);
+        }
+    }
+    again
 }
 
 /// Whether a delivery is not to be run: lost meanwhile, processed before, or out of attempts.
@@ -107,7 +148,8 @@ fn call(work: &Active, interrupt: &Interrupt, item: &Item) -> Call {
 type Caught = Result<Vec<Invocation>, Box<dyn std::any::Any + Send>>;
 
 /// Answers for each message even if the invoker broke its word.
-fn checked(invocations: Caught, wanted: usize, started: Instant) -> Vec<Invocation> {
+fn checked(invocations: Caught, calls: &[Call], version: &Version, started: Instant) -> Vec<Invocation> {
+    let wanted = calls.len();
     let why = match invocations {
         Ok(invocations) if invocations.len() == wanted => return invocations,
         Ok(invocations) => format!("{} answers for {wanted} messages", invocations.len()),
@@ -121,15 +163,24 @@ fn checked(invocations: Caught, wanted: usize, started: Instant) -> Vec<Invocati
     let failed = Invocation {
         result: Err(Failure::Retry { reason: Reason::HOST, error: ErrorText::new(why) }),
         effects: Effects::default(),
-        plugin: PluginDigest::from_hex(""),
-        used: SandboxUse { elapsed: started.elapsed() },
+        plugin: version.digest(),
+        used: SandboxUse { elapsed: started.elapsed(), ..SandboxUse::default() },
     };
     vec![failed; wanted]
 }
 
 /// Hands the outcome to the settler; gives the item back if it must run again.
-fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocation, era: u64) -> Option<Item> {
-    let Invocation { result, mut effects, plugin, .. } = invocation;
+fn finish(
+    work: &Arc<Active>,
+    settler: &Settler,
+    item: Item,
+    invocation: Invocation,
+    era: u64,
+    choice: &Choice,
+) -> Option<Item> {
+    let Invocation { result, mut effects, plugin, used } = invocation;
+    let attempt = item.attempt;
+    let failure = result.as_ref().err().cloned();
     let mut opened = None;
     let mut is_shared = true;
     let ruling: Ruling = match result {
@@ -144,10 +195,14 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
             effects.emits.clear();
             effects.metadata = None;
             tell(work, &item, &failure, &plugin);
+            let failure = if choice.on_trial { on_trial(failure) } else { failure };
             // What is wrong with one configuration is no matter of the others.
             is_shared = !matches!(failure, Failure::Misconfigured { .. });
             opened = match &failure {
-                Failure::Retry { .. } | Failure::UnknownOutcome { .. } => work.destination.failed(Instant::now()),
+                // A canary's failures say nothing of the destination.
+                Failure::Retry { .. } | Failure::UnknownOutcome { .. } if !choice.on_trial => {
+                    work.destination.failed(Instant::now())
+                }
                 Failure::Stale => None,
                 // Of the destination it says nothing: another one may try.
                 _ => {
@@ -155,7 +210,8 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
                     None
                 }
             };
-            match rule(&work.subscription, failure, item.attempt, item.elapsed(), &plugin, rand::random()) {
+            let random = rand::random();
+            match rule(&work.subscription, failure, attempt, item.elapsed(), &plugin, random, choice.on_trial) {
                 Some(ruling) => ruling,
                 None => return Some(item),
             }
@@ -176,8 +232,10 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
         .collect();
     settlement.emits = std::mem::take(&mut effects.emits);
     settlement.metadata = effects.metadata.take();
+    let outcome = |item, settlement, era| Outcome::of_attempt(work, item, settlement, era, choice);
     if effects.reads.is_empty() && effects.writes.is_empty() {
-        settler.push(Outcome::new(work, item, settlement, None));
+        settler.push(outcome(item, settlement, None));
+        choice.version.ended(attempt, &used, failure.as_ref());
         return None;
     }
     let mut item = Some(item);
@@ -185,16 +243,24 @@ fn finish(work: &Arc<Active>, settler: &Settler, item: Item, invocation: Invocat
         settlement.reads = accepted.reads;
         settlement.writes = accepted.writes;
         if let Some(item) = item.take() {
-            settler.push(Outcome::new(work, item, settlement, Some(era)));
+            settler.push(outcome(item, settlement, Some(era)));
         }
     });
+    if item.is_none() {
+        choice.version.ended(attempt, &used, failure.as_ref());
+    }
     item
 }
 
 fn tell(work: &Active, item: &Item, failure: &Failure, plugin: &PluginDigest) {
     let (kind, reason, error) = match failure {
         Failure::Interrupted => {
-            info!(message = %item.message.id, subscription = %work.subscription.name, "attempt interrupted");
+            info!(
+                message = %item.message.id,
+                subscription = %work.subscription.name,
+                plugin = %plugin,
+                "attempt interrupted"
+            );
             return;
         }
         Failure::Stale => return,

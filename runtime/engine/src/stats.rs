@@ -22,6 +22,13 @@ macro_rules! counters {
                 StatsSnapshot { $($name: self.$name.load(Ordering::Relaxed),)+ }
             }
         }
+
+        impl StatsSnapshot {
+            /// Adds what another node has done.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)+
+            }
+        }
     };
 }
 

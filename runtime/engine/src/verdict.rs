@@ -26,7 +26,8 @@ impl From<Verdict> for Ruling {
     }
 }
 
-/// Rules on a failed attempt. `None` means: run it again at once. `random` is drawn uniformly from 0 to 1.
+/// Rules on a failed attempt. `None` means: run it again at once. `random` is drawn uniformly from 0 to 1. After an
+/// attempt on a version that `is_trial`, the message is not given up for want of time: the active version has its turn.
 pub(crate) fn rule(
     subscription: &Subscription,
     failure: Failure,
@@ -34,12 +35,17 @@ pub(crate) fn rule(
     elapsed: Duration,
     plugin: &PluginDigest,
     random: f64,
+    is_trial: bool,
 ) -> Option<Ruling> {
     let retry = |reason: Reason, error: ErrorText| -> Ruling {
         match subscription.retry.decide(attempt, elapsed, random) {
             RetryDecision::After(delay) => {
                 let error = Some(ErrorText::new(format!("{reason}: {error}")));
                 Verdict::Retry { delay, counted: true, error }.into()
+            }
+            RetryDecision::TimeExhausted if is_trial => {
+                let error = Some(ErrorText::new(format!("{reason}: {error}")));
+                Verdict::Retry { delay: Duration::ZERO, counted: true, error }.into()
             }
             RetryDecision::AttemptsExhausted | RetryDecision::TimeExhausted => dead(reason, error, plugin),
         }
@@ -78,6 +84,18 @@ pub(crate) fn rule(
         Failure::Interrupted => Verdict::RELEASE.into(),
         Failure::Stale => return None,
     })
+}
+
+/// What a failure on trial comes to: of a canary's attempt, the message is tried again on the active version, which is
+/// asked to wait only if its own attempts are. What may have had an effect outside is still the policy's to decide.
+pub(crate) fn on_trial(failure: Failure) -> Failure {
+    match failure {
+        Failure::Reject { reason, error } | Failure::Misconfigured { reason, error } => {
+            Failure::Retry { reason, error }
+        }
+        Failure::Throttled { error, .. } => Failure::Retry { reason: Reason::THROTTLED, error },
+        failure => failure,
+    }
 }
 
 fn dead(reason: Reason, error: ErrorText, plugin: &PluginDigest) -> Ruling {
@@ -127,7 +145,7 @@ mod tests {
     }
 
     fn ruled(subscription: &Subscription, failure: Failure, attempt: u32) -> Ruling {
-        rule(subscription, failure, attempt, Duration::ZERO, &PluginDigest::from_hex("d"), 0.5).unwrap()
+        rule(subscription, failure, attempt, Duration::ZERO, &PluginDigest::from_hex("d"), 0.5, false).unwrap()
     }
 
     fn why() -> (Reason, ErrorText) {
@@ -149,6 +167,26 @@ mod tests {
         assert_eq!(throttled.pause, Some(THROTTLE_DEFAULT));
         let config = ruled(&subscription, Failure::Misconfigured { reason, error }, 2);
         assert!(matches!(config.verdict, Verdict::Retry { counted: false, .. }) && config.pause.is_some());
+    }
+
+    #[test]
+    fn whatever_a_canary_answers_the_active_version_has_its_turn() {
+        let patience = Duration::from_secs(30);
+        let retry = RetryPolicy { max_elapsed: Some(patience), ..subscription().retry };
+        let hasty = Subscription { retry, ..subscription() };
+        let (reason, error) = why();
+        for failure in [
+            Failure::Retry { reason: reason.clone(), error: error.clone() },
+            Failure::Reject { reason: reason.clone(), error: error.clone() },
+            Failure::Misconfigured { reason: reason.clone(), error: error.clone() },
+            Failure::Throttled { after: Some(Duration::from_secs(3600)), error: error.clone() },
+            Failure::UnknownOutcome { reason, error },
+        ] {
+            let digest = PluginDigest::from_hex("d");
+            let ruling = rule(&hasty, on_trial(failure), 1, patience, &digest, 0.5, true).unwrap();
+            assert!(matches!(ruling.verdict, Verdict::Retry { counted: true, .. }), "{ruling:?}");
+            assert_eq!(ruling.pause, None, "its failures stop nobody");
+        }
     }
 
     #[test]

@@ -30,7 +30,8 @@ impl Cache {
     /// Opens the directory, and makes it and its key if they are not there.
     pub(crate) fn open(dir: &Path, engine: &Engine) -> io::Result<Self> {
         make_dir(dir)?;
-        Ok(Self { dir: dir.to_owned(), key: key(dir)?, compatibility: compatibility(engine) })
+        let key = key(&dir.join("key"))?;
+        Ok(Self { dir: dir.to_owned(), key, compatibility: compatibility(engine) })
     }
 
     /// The compiled component, if it is here and unharmed.
@@ -130,17 +131,16 @@ fn compatibility(engine: &Engine) -> String {
 }
 
 /// The key, made by whoever comes first.
-fn key(dir: &Path) -> io::Result<[u8; KEY_BYTES]> {
-    let path = dir.join("key");
+fn key(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     if !path.exists() {
         let mut fresh = [0; KEY_BYTES];
         getrandom::fill(&mut fresh).map_err(io::Error::other)?;
-        let tmp = temporary(&path)?;
+        let tmp = temporary(path)?;
         let mut file = private_file(&tmp)?;
         file.write_all(&fresh)?;
         file.sync_all()?;
         // A link, not a rename: of two processes that start at once, the second takes the first one's key.
-        let linked = fs::hard_link(&tmp, &path);
+        let linked = fs::hard_link(&tmp, path);
         fs::remove_file(&tmp)?;
         if let Err(error) = linked
             && error.kind() != io::ErrorKind::AlreadyExists
@@ -148,8 +148,10 @@ fn key(dir: &Path) -> io::Result<[u8; KEY_BYTES]> {
             return Err(error);
         }
     }
+    let file = File::open(path)?;
+    check_private(path, &file.metadata()?)?;
     let mut found = Vec::new();
-    File::open(&path)?.take(KEY_BYTES as u64 + 1).read_to_end(&mut found)?;
+    file.take(KEY_BYTES as u64 + 1).read_to_end(&mut found)?;
     found.try_into().map_err(|_| {
         io::Error::new(io::ErrorKind::InvalidData, "the file `key` is damaged; remove it to get a new one")
     })
@@ -169,13 +171,53 @@ fn make_dir(dir: &Path) -> io::Result<()> {
         use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         builder.mode(0o700).create(dir)?;
         // One that was there before may be open to others.
-        if fs::metadata(dir)?.permissions().mode() & 0o077 != 0 {
+        let found = fs::metadata(dir)?;
+        check_owner(dir, &found)?;
+        if found.permissions().mode() & 0o077 != 0 {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+            // Whoever could write here may have put a key of their own, and code that it signs: with another key, none
+            // of that code is taken.
+            match fs::remove_file(dir.join("key")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
     }
     #[cfg(not(unix))]
     builder.create(dir)?;
     Ok(())
+}
+
+/// Refuses what others can read or write: they could sign code with the key.
+#[cfg(unix)]
+fn check_private(path: &Path, found: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    check_owner(path, found)?;
+    let mode = found.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(refused(path, &format!("is open to others (mode {mode:o}); remove it to get a new one")));
+    }
+    Ok(())
+}
+
+/// Refuses what belongs to another user, who can change it at any time.
+#[cfg(unix)]
+fn check_owner(path: &Path, found: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    if found.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(refused(path, "belongs to another user; name a directory of this user's own"))
+}
+
+#[cfg(not(unix))]
+fn check_private(_: &Path, _: &fs::Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(unix)]
+fn refused(path: &Path, wrong: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("`{}` {wrong}", path.display()))
 }
 
 fn private_file(path: &Path) -> io::Result<File> {

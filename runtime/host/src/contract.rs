@@ -27,12 +27,13 @@ pub(crate) fn check_form(bytes: &[u8], bytes_max: usize) -> Result<(), PluginErr
     }
 }
 
-/// Checks that a component exports what its kind needs and imports only what it may have.
+/// Checks that a component exports what its kind needs and imports only what it may have. Where that is not HTTP, the
+/// error is what would let it.
 pub(crate) fn check(
     engine: &Engine,
     component: &Component,
     kind: SubscriptionKind,
-    http_granted: bool,
+    http: Result<(), &'static str>,
 ) -> Result<(), PluginError> {
     let needs = match kind {
         SubscriptionKind::Handler => vec![LIFECYCLE, HANDLER],
@@ -45,12 +46,17 @@ pub(crate) fn check(
         return Err(PluginError::WrongWorld { kind, needs, exports });
     }
     for (import, _) in declared.imports(engine) {
-        check_import(import, kind, http_granted)?;
+        check_import(import, kind, http)?;
     }
     Ok(())
 }
 
-fn check_import(import: &str, kind: SubscriptionKind, http_granted: bool) -> Result<(), PluginError> {
+/// Whether a component can send HTTP requests at all.
+pub(crate) fn imports_http(engine: &Engine, component: &Component) -> bool {
+    component.component_type().imports(engine).any(|(import, _)| import.starts_with("wasi:http/"))
+}
+
+fn check_import(import: &str, kind: SubscriptionKind, http: Result<(), &'static str>) -> Result<(), PluginError> {
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     let (package, interface) = path.split_once('/').unwrap_or((path, ""));
     let version_of = |speaks: &'static str, track: &str| {
@@ -69,11 +75,10 @@ fn check_import(import: &str, kind: SubscriptionKind, http_granted: bool) -> Res
         ("wasi:cli" | "wasi:io" | "wasi:clocks" | "wasi:random" | "wasi:filesystem" | "wasi:sockets", _) => {
             version_of("0.2", "0.2.")
         }
-        ("wasi:http", "types" | "outgoing-handler") if http_granted => version_of("0.2", "0.2."),
-        ("wasi:http", "types" | "outgoing-handler") => Err(PluginError::NotGranted {
-            import: import.to_owned(),
-            grant: "grants.http = [\"https://host\"], with the hosts that it may send requests to",
-        }),
+        ("wasi:http", "types" | "outgoing-handler") => match http {
+            Ok(()) => version_of("0.2", "0.2."),
+            Err(grant) => Err(PluginError::NotGranted { import: import.to_owned(), grant }),
+        },
         _ => unknown(),
     }
 }
@@ -83,6 +88,7 @@ mod tests {
     use super::*;
 
     fn verdict(import: &str, kind: SubscriptionKind, http: bool) -> String {
+        let http = if http { Ok(()) } else { Err("grants.http = [\"https://host\"]") };
         check_import(import, kind, http).map_or_else(|error| error.to_string(), |()| "fine".to_owned())
     }
 
@@ -108,6 +114,27 @@ mod tests {
             let found = verdict(import, kind, http);
             assert!(found.contains(wants), "{import}: {found}");
         }
+    }
+
+    #[test]
+    fn the_imports_of_each_released_version_are_accepted() {
+        let frozen = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wit/frozen");
+        let mut imports = 0;
+        for version in std::fs::read_dir(frozen).unwrap() {
+            let mut resolve = wit_parser::Resolve::default();
+            let (package, _) = resolve.push_dir(version.unwrap().path()).unwrap();
+            for (world, kind) in
+                [("handler-plugin", SubscriptionKind::Handler), ("publisher-plugin", SubscriptionKind::Publisher)]
+            {
+                let world = &resolve.worlds[resolve.packages[package].worlds[world]];
+                for import in world.imports.keys() {
+                    let import = resolve.name_world_key(import);
+                    assert_eq!(verdict(&import, kind, false), "fine", "{import}");
+                    imports += 1;
+                }
+            }
+        }
+        assert!(imports >= 5, "{imports} imports");
     }
 
     #[test]

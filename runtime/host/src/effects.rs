@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use laneway_core::{
-    CONTENT_TYPE_JSON, Effects, Header, MarkerMetadata, MessageId, NewMessage, Priority, StateVersion, Topic,
+    CONTENT_TYPE_BYTES_MAX, CONTENT_TYPE_JSON, DELAY_MAX, Effects, HEADERS_BYTES_MAX, Header,
+    MESSAGE_KEY_BYTES_MAX, MarkerMetadata, MessageId, NewMessage, Priority, StateVersion, Topic,
 };
 
 use crate::Limits;
@@ -17,6 +18,8 @@ use crate::wait::Ended;
 
 /// Longest key of the state and of a counter, in bytes: what PostgreSQL can index.
 const KEY_BYTES_MAX: usize = 1024;
+/// What a header takes of the host's memory beside its name and value, in bytes.
+const HEADER_BYTES: usize = 80;
 
 /// Values by key, in the order in which the keys came.
 struct Keyed<V> {
@@ -137,6 +140,15 @@ fn check_key(key: &str) -> Result<(), Ended> {
     check_text("a key of the state", key)
 }
 
+/// Checks a part of an emitted message.
+fn check_size(what: &str, bytes: usize, max: usize) -> Result<(), Ended> {
+    if bytes > max {
+        let text = format!("{what} of an emitted message has {bytes} bytes; at most {max} are allowed");
+        return Err(Ended::EffectLimit(text));
+    }
+    Ok(())
+}
+
 /// Checks a text for what PostgreSQL cannot hold.
 fn check_text(what: &str, text: &str) -> Result<(), Ended> {
     if text.contains('\0') {
@@ -158,6 +170,7 @@ impl Session {
 
 impl Host for Session {
     async fn get(&mut self, key: String) -> wasmtime::Result<Option<Entry>> {
+        self.facts.allowed.state()?;
         check_key(&key)?;
         if let Some(written) = self.effects.writes.get_mut(&key) {
             let version = written.version;
@@ -171,24 +184,28 @@ impl Host for Session {
     }
 
     fn put(&mut self, key: String, value: Vec<u8>) -> wasmtime::Result<()> {
+        self.facts.allowed.state()?;
         self.subject()?;
         check_key(&key)?;
         Ok(self.effects.write(&key, Some(value), &self.facts.limits)?)
     }
 
     fn delete(&mut self, key: String) -> wasmtime::Result<()> {
+        self.facts.allowed.state()?;
         self.subject()?;
         check_key(&key)?;
         Ok(self.effects.write(&key, None, &self.facts.limits)?)
     }
 
     fn add(&mut self, counter: String, delta: i64) -> wasmtime::Result<()> {
+        self.facts.allowed.state()?;
         self.subject()?;
         check_key(&counter)?;
         Ok(self.effects.add(&counter, delta, &self.facts.limits)?)
     }
 
     async fn count(&mut self, counter: String) -> wasmtime::Result<i64> {
+        self.facts.allowed.state()?;
         check_key(&counter)?;
         let state = Arc::clone(&self.subject()?.state);
         Ok(self.bounds.wait(state.counter(&counter)).await?.map_err(Ended::State)?)
@@ -200,21 +217,27 @@ impl Host for Session {
             Ok(topic) => topic,
             Err(error) => return Ok(Err(EmitError::BadTopic(error.to_string()))),
         };
+        self.facts.allowed.emit(&topic)?;
         let payload_bytes_max = self.facts.payload_bytes_max;
         if outgoing.body.len() as u64 > payload_bytes_max {
             return Ok(Err(EmitError::TooLarge(payload_bytes_max)));
         }
-        check_text("the key of an emitted message", outgoing.key.as_deref().unwrap_or_default())?;
-        check_text("the content type of an emitted message", outgoing.content_type.as_deref().unwrap_or_default())?;
+        let key = outgoing.key.as_deref().unwrap_or_default();
+        check_text("the key of an emitted message", key)?;
+        check_size("the key", key.len(), MESSAGE_KEY_BYTES_MAX)?;
+        let content_type = outgoing.content_type.as_deref().unwrap_or_default();
+        check_text("the content type of an emitted message", content_type)?;
+        check_size("the content type", content_type.len(), CONTENT_TYPE_BYTES_MAX)?;
         for (name, value) in &outgoing.headers {
             check_text("a header of an emitted message", name)?;
             check_text("a header of an emitted message", value)?;
         }
         let headers = headers(outgoing.headers);
+        check_size("the JSON of the headers", Header::json_bytes(&headers), HEADERS_BYTES_MAX)?;
         let bytes = outgoing.topic.len()
             + outgoing.key.as_ref().map_or(0, String::len)
             + outgoing.content_type.as_ref().map_or(0, String::len)
-            + headers.iter().map(|header| header.name.len() + header.value.len()).sum::<usize>()
+            + headers.iter().map(|header| header.name.len() + header.value.len() + HEADER_BYTES).sum::<usize>()
             + outgoing.body.len();
         self.effects.spend(1, bytes, &self.facts.limits)?;
         let id = MessageId::generate();
@@ -227,7 +250,7 @@ impl Host for Session {
             content_type: outgoing.content_type.unwrap_or_else(|| CONTENT_TYPE_JSON.to_owned()),
             headers,
             tenant: handled.tenant.clone(),
-            delay: outgoing.delay_ms.map(Duration::from_millis),
+            delay: outgoing.delay_ms.map(|delay| Duration::from_millis(delay).min(DELAY_MAX)),
         });
         Ok(Ok(id.as_str().to_owned()))
     }

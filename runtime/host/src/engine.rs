@@ -3,7 +3,7 @@
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
 use crate::host::HostOptions;
-use crate::meter::{MEMORIES_MAX, TABLES_MAX};
+use crate::meter::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLES_MAX};
 
 /// Stack of the guest's own calls.
 const WASM_STACK_BYTES: usize = 512 << 10;
@@ -53,14 +53,15 @@ fn pool(options: &HostOptions) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         .total_stacks(instances)
-        // Memories and tables take address space each; core instances are a number only.
-        .total_core_instances(instances.saturating_mul(200))
-        .total_memories(instances.saturating_mul(2))
-        .total_tables(instances.saturating_mul(8))
+        // As many as all of them could take: one plugin's instances must not leave another's without a memory.
+        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_MAX as u32))
+        .total_memories(instances.saturating_mul(MEMORIES_MAX as u32))
+        .total_tables(instances.saturating_mul(TABLES_MAX as u32))
+        .max_core_instances_per_component(CORE_INSTANCES_MAX as u32)
         .max_memories_per_component(MEMORIES_MAX as u32)
         .max_memories_per_module(MEMORIES_MAX as u32)
         .max_tables_per_component(TABLES_MAX as u32)
-        .max_tables_per_module(8)
+        .max_tables_per_module(TABLES_MAX as u32)
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_memory_size(options.memory_bytes_max)
         .max_component_instance_size(4 << 20)

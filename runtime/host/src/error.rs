@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use laneway_core::{ErrorText, Reason, SubscriptionKind};
+use laneway_core::{ErrorText, Name, Reason, SubscriptionKind};
 
 /// The host could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -80,12 +80,42 @@ pub enum PluginError {
         exports: String,
     },
     /// It imports what the operator has not granted.
-    #[error("the component imports `{import}`, which is not granted; to grant it, add: {grant}")]
+    #[error("the component imports `{import}`, which it is not given; to give it, add {grant}")]
     NotGranted {
         /// The import's name.
         import: String,
         /// The line of configuration that grants it.
         grant: &'static str,
+    },
+    /// Its manifest is not usable.
+    #[error("the component's manifest: {0}")]
+    Manifest(String),
+    /// Its manifest asks for more than it is given, and it cannot do without.
+    #[error(
+        "the plugin {plugin} asks for {}, which the subscription `{subscription}` does not give; to give it, write \
+         there: {}",
+        missing.join(", "),
+        lines.join("; ")
+    )]
+    Ungranted {
+        /// The plugin's name and version.
+        plugin: String,
+        /// What it is not given.
+        missing: Vec<String>,
+        /// Which subscription runs it.
+        subscription: Name,
+        /// The lines of configuration that give it.
+        lines: Vec<String>,
+    },
+    /// Its configuration names a secret that it cannot have.
+    #[error("the configuration `{key}` names the secret `{name}`: {wrong}")]
+    Secret {
+        /// The configuration's key.
+        key: String,
+        /// The secret's name.
+        name: String,
+        /// What is wrong, and what mends it.
+        wrong: String,
     },
     /// A publisher that imports effects.
     #[error(
@@ -123,6 +153,19 @@ pub enum PluginError {
         /// Which limit.
         limit: &'static str,
         /// The limit's value.
+        max: u64,
+    },
+    /// Its code is made in a way that would take the compiler too long, or too much memory.
+    #[error(
+        "the component is not compiled: {what} {needs}, and at most {max} are accepted; what a compiler makes of \
+         ordinary sources stays far below, so look for code that a tool generated"
+    )]
+    Shape {
+        /// What there is too much of, in words that a number follows.
+        what: &'static str,
+        /// How much there is.
+        needs: u64,
+        /// How much may be.
         max: u64,
     },
     /// Outgoing HTTP could not be set up.

@@ -1,9 +1,11 @@
 //! The host: one engine, one ticker, one pool of instances for all plugins of the process.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use laneway_core::Name;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker};
@@ -11,12 +13,14 @@ use wasmtime::component::{HasSelf, Linker};
 use crate::bindings::AnyPlugin;
 use crate::cache::Cache;
 use crate::error::{HostError, PluginError};
-use crate::http::Clients;
+use crate::http::Network;
+use crate::mock::Mock;
 use crate::plugin::{Plugin, PluginSpec};
+use crate::secret::Secret;
 use crate::session::Session;
 use crate::ticker::Ticker;
 use crate::wait::{Bounds, Ended};
-use crate::{engine, wasi};
+use crate::{engine, http, wasi};
 
 /// Settings of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +35,19 @@ pub struct HostOptions {
     pub memory_bytes_max: usize,
     /// Largest component that is accepted, in bytes. Default 64 MiB.
     pub component_bytes_max: usize,
+    /// Secrets that requests of plugins may carry, by name. Default none.
+    pub secrets: BTreeMap<Name, Secret>,
 }
 
 impl Default for HostOptions {
     fn default() -> Self {
-        Self { cache_dir: None, instances_max: 256, memory_bytes_max: 64 << 20, component_bytes_max: 64 << 20 }
+        Self {
+            cache_dir: None,
+            instances_max: 256,
+            memory_bytes_max: 64 << 20,
+            component_bytes_max: 64 << 20,
+            secrets: BTreeMap::new(),
+        }
     }
 }
 
@@ -45,7 +57,8 @@ pub struct Host {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
     pub(crate) cache: Option<Cache>,
-    pub(crate) clients: Arc<Clients>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) mock: Option<Arc<dyn Mock>>,
     plain: Linker<Session>,
     with_http: Linker<Session>,
     instances: Arc<Semaphore>,
@@ -55,12 +68,25 @@ pub struct Host {
 }
 
 impl Host {
-    /// Sets up the engine. Takes address space for its pool of instances (some 8 GiB an instance, nearly none of it
+    /// Sets up the engine. Takes address space for its pool of instances (some 16 GiB an instance, nearly none of it
     /// memory); without that it makes each instance by itself, which takes longer.
     ///
     /// # Errors
     /// [`HostError`] if an option is out of range, or the engine or the cache cannot be set up.
     pub fn new(options: HostOptions) -> Result<Arc<Self>, HostError> {
+        Self::with(options, None)
+    }
+
+    /// A host to try plugins out with: guests run as on any other, and may send HTTP requests to wherever they like, which
+    /// `mock` answers; it gets their log lines too.
+    ///
+    /// # Errors
+    /// As of [`Self::new`].
+    pub fn mocked(options: HostOptions, mock: Arc<dyn Mock>) -> Result<Arc<Self>, HostError> {
+        Self::with(options, Some(mock))
+    }
+
+    fn with(options: HostOptions, mock: Option<Arc<dyn Mock>>) -> Result<Arc<Self>, HostError> {
         check_options(&options)?;
         let failed = |error: wasmtime::Error| HostError::Engine(format!("{error:#}"));
         let engine = engine::new(&options).map_err(failed)?;
@@ -74,13 +100,15 @@ impl Host {
         let plain = linker(&engine).map_err(failed)?;
         let mut with_http = linker(&engine).map_err(failed)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut with_http).map_err(failed)?;
+        http::link(&mut with_http).map_err(failed)?;
         Ok(Arc::new(Self {
             instances: Arc::new(Semaphore::new(options.instances_max as usize)),
             options,
             engine,
             ticker,
             cache,
-            clients: Arc::new(Clients::default()),
+            network: Arc::new(mock.clone().map_or_else(Network::default, Network::mocked)),
+            mock,
             plain,
             with_http,
             waiting: AtomicUsize::new(0),

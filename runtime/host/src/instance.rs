@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use laneway_core::{Call, Lane, Message};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Instance;
-use wasmtime::{Store, StoreContextMut, UpdateDeadline};
+use wasmtime::{CallHook, CallHookHandler, Store, StoreContextMut, UpdateDeadline};
 
 use crate::bindings::exports::laneway::plugin::handler::Guest as Handler;
 use crate::bindings::exports::laneway::plugin::publisher::{Guest as Publisher, Item};
@@ -68,6 +69,7 @@ impl Live {
         store.set_hostcall_fuel(output_bytes_max);
         store.set_max_component_handles(resources_max);
         store.epoch_deadline_callback(on_tick);
+        store.call_hook_async(OnCall);
         Self { store, guest: None, served: 0, _permit: permit }
     }
 
@@ -124,10 +126,32 @@ fn load(store: &mut Store<Session>, plugin: &Plugin, instance: &Instance) -> was
 }
 
 /// Each tick: end the guest if its time is over, else let other tasks of this thread have their turn.
-fn on_tick(store: StoreContextMut<'_, Session>) -> wasmtime::Result<UpdateDeadline> {
-    store.data().bounds.check()?;
+fn on_tick(mut store: StoreContextMut<'_, Session>) -> wasmtime::Result<UpdateDeadline> {
+    let bounds = &mut store.data_mut().bounds;
+    bounds.check()?;
+    bounds.end_turn();
     // Tokio's own way to yield: the runtime looks at timers and sockets before the guest goes on.
     Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+}
+
+/// Each call of the host does what a tick does. Code that neither loops nor calls a function of its own never meets a
+/// tick, and its calls of the host may take long.
+struct OnCall;
+
+#[async_trait]
+impl CallHookHandler<Session> for OnCall {
+    async fn handle_call_event(
+        &self,
+        mut store: StoreContextMut<'_, Session>,
+        hook: CallHook,
+    ) -> wasmtime::Result<()> {
+        if let CallHook::CallingHost = hook
+            && store.data_mut().bounds.has_turn_ended()?
+        {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
 }
 
 fn headers(message: &Message) -> Vec<types::Header<'_>> {

@@ -7,12 +7,15 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use laneway_core::{Call, Effects, Failure, Invocation, Invoker, Reason, SandboxUse, SubscriptionKind};
+use laneway_core::{
+    Call, Effects, Failure, Invocation, Invoker, PluginDigest, Reason, SandboxUse, SubscriptionKind,
+};
 
 use crate::bindings::laneway::plugin::types;
 use crate::instance::{Answer, Job, Live};
 use crate::outcome;
 use crate::plugin::Plugin;
+use crate::secret::Placeholders;
 use crate::session::Session;
 use crate::wait::{Bounds, Ended};
 
@@ -20,16 +23,22 @@ use crate::wait::{Bounds, Ended};
 struct Ran {
     answer: Result<Answer, Failure>,
     effects: Effects,
+    /// Without the time as a whole, which includes what goes before and after.
+    used: SandboxUse,
 }
 
 impl Ran {
     fn failed(failure: Failure) -> Self {
-        Self { answer: Err(failure), effects: Effects::default() }
+        Self { answer: Err(failure), effects: Effects::default(), used: SandboxUse::default() }
     }
 }
 
 #[async_trait]
 impl Invoker for Plugin {
+    fn digest(&self) -> PluginDigest {
+        Plugin::digest(self).clone()
+    }
+
     async fn invoke(&self, calls: &[Call]) -> Vec<Invocation> {
         match self.facts.kind {
             SubscriptionKind::Handler => {
@@ -49,12 +58,13 @@ impl Plugin {
         let began = Instant::now();
         let bounds = Bounds::new(call.attempt.timeout, vec![call.interrupt.clone()]);
         let ran = self.run(Job::Handle(call), bounds).await;
+        let placeholders = &self.facts.placeholders;
         let result = match ran.answer {
-            Ok(Answer::Handled(handled)) => handled.map_err(outcome::of_guest),
+            Ok(Answer::Handled(handled)) => handled.map_err(|it| outcome::of_guest(it, placeholders)),
             Ok(_) => Err(outcome::of_host(Reason::HOST, "the plugin answered another question")),
             Err(failure) => Err(failure),
         };
-        self.invocation(result, ran.effects, began.elapsed())
+        self.invocation(result, ran.effects, SandboxUse { elapsed: began.elapsed(), ..ran.used })
     }
 
     async fn publish(&self, calls: &[Call]) -> Vec<Invocation> {
@@ -63,7 +73,7 @@ impl Plugin {
         let interrupts = calls.iter().map(|call| call.interrupt.clone()).collect();
         let ran = self.run(Job::Publish(calls), Bounds::new(shortest, interrupts)).await;
         let results = match ran.answer {
-            Ok(Answer::Published(answer)) => answers(answer, calls.len()),
+            Ok(Answer::Published(answer)) => answers(answer, calls.len(), &self.facts.placeholders),
             Ok(_) => {
                 let failure = outcome::of_host(Reason::HOST, "the plugin answered another question");
                 vec![Err(failure); calls.len()]
@@ -71,18 +81,20 @@ impl Plugin {
             Err(failure) => vec![Err(failure); calls.len()],
         };
         // Each message bears its share, so that sums over messages are right.
-        let share = began.elapsed() / u32::try_from(calls.len()).unwrap_or(u32::MAX);
-        results.into_iter().map(|result| self.invocation(result, Effects::default(), share)).collect()
+        let messages = u32::try_from(calls.len()).unwrap_or(u32::MAX);
+        let used = SandboxUse { elapsed: began.elapsed() / messages, guest: ran.used.guest / messages, ..ran.used };
+        results.into_iter().map(|result| self.invocation(result, Effects::default(), used)).collect()
     }
 
-    fn invocation(&self, result: Result<(), Failure>, effects: Effects, elapsed: Duration) -> Invocation {
-        Invocation { result, effects, plugin: self.digest.clone(), used: SandboxUse { elapsed } }
+    fn invocation(&self, result: Result<(), Failure>, effects: Effects, used: SandboxUse) -> Invocation {
+        let result = result.map_err(|failure| self.facts.placeholders.hide_in(failure));
+        Invocation { result, effects, plugin: self.digest.clone(), used }
     }
 
     /// Lets the guest check its configuration.
     pub(crate) async fn check_config(&self) -> Result<Result<(), Vec<String>>, Failure> {
         let bounds = Bounds::new(self.facts.limits.validate_timeout, Vec::new());
-        match self.run(Job::Validate, bounds).await.answer? {
+        match self.run(Job::Validate, bounds).await.answer.map_err(|it| self.facts.placeholders.hide_in(it))? {
             Answer::Validated(answer) => Ok(answer),
             _ => Err(outcome::of_host(Reason::HOST, "the plugin answered another question")),
         }
@@ -93,8 +105,11 @@ impl Plugin {
         match unwinding(self.run_in_instance(job, bounds)).await {
             Ok(ran) => ran,
             Err(panic) => {
-                tracing::error!(subscription = %self.facts.name, panic, "the host panicked while a plugin ran");
-                Ran::failed(self.ended(job, outcome::of_host(Reason::HOST, format!("the host panicked: {panic}"))))
+                let (name, digest) = (&self.facts.name, &self.digest);
+                tracing::error!(subscription = %name, plugin = %digest, panic, "the host panicked while a plugin ran");
+                // Whether it has sent something is lost with it.
+                let failure = outcome::of_host(Reason::HOST, format!("the host panicked: {panic}"));
+                Ran::failed(self.ended(job, failure, true))
             }
         }
     }
@@ -106,23 +121,28 @@ impl Plugin {
             Err(ended) => return Ran::failed(outcome::of_unbegun(&ended)),
         };
         let _ticks = self.host.ticker.running();
-        let answer = live.call(self, job).await;
+        let mut guest = Duration::ZERO;
+        let answer = busy(&mut guest, live.call(self, job)).await;
         let instantiated = live.is_instantiated();
         let session = live.store.data_mut();
-        let answer = answer.map_err(|error| self.ended(job, outcome::of_error(&error, session, instantiated)));
+        let answer = answer.map_err(|error| {
+            let failure = outcome::of_error(&error, session, instantiated);
+            self.ended(job, failure, session.has_sent())
+        });
+        let memory_peak_bytes = session.meter.memory_bytes() as u64;
         let effects = session.finish(answer.as_ref().is_ok_and(Answer::is_success));
         // A guest that trapped is not asked again: nobody knows what state it is in.
         if answer.is_ok() && !matches!(job, Job::Validate) {
             self.keep(live);
         }
-        Ran { answer, effects }
+        Ran { answer, effects, used: SandboxUse { guest, memory_peak_bytes, ..SandboxUse::default() } }
     }
 
     /// A failure of a call that began: one that can reach the outside may have had an effect there.
-    fn ended(&self, job: Job<'_>, failure: Failure) -> Failure {
+    fn ended(&self, job: Job<'_>, failure: Failure, has_sent: bool) -> Failure {
         let reaches_out = self.facts.kind == SubscriptionKind::Publisher || self.facts.http.is_some();
         match job {
-            Job::Handle(_) | Job::Publish(_) if reaches_out => outcome::maybe_sent(failure),
+            Job::Handle(_) | Job::Publish(_) if reaches_out => outcome::maybe_sent(failure, has_sent),
             _ => failure,
         }
     }
@@ -146,20 +166,34 @@ impl Plugin {
 fn answers(
     answer: Result<Vec<Result<types::Receipt, types::Failure>>, types::Failure>,
     messages: usize,
+    placeholders: &Placeholders,
 ) -> Vec<Result<(), Failure>> {
+    let of_guest = |failure| outcome::of_guest(failure, placeholders);
     match answer {
         Ok(results) if results.len() == messages => {
-            results.into_iter().map(|result| result.map(drop).map_err(outcome::of_guest)).collect()
+            results.into_iter().map(|result| result.map(drop).map_err(of_guest)).collect()
         }
         Ok(results) => {
             // Some may be out, and there is no telling which.
             let text = format!("the publisher answered for {} of {messages} messages", results.len());
             let failure =
-                Failure::UnknownOutcome { reason: Reason::HOST, error: laneway_core::ErrorText::new(text) };
+                Failure::UnknownOutcome { reason: Reason::WRONG_ANSWER, error: laneway_core::ErrorText::new(text) };
             vec![Err(failure); messages]
         }
-        Err(failure) => vec![Err(outcome::of_guest(failure)); messages],
+        Err(failure) => vec![Err(of_guest(failure)); messages],
     }
+}
+
+/// Awaits a future and adds up the time in which it was at work, rather than waiting.
+async fn busy<F: Future>(time: &mut Duration, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let began = Instant::now();
+        let polled = future.as_mut().poll(cx);
+        *time += began.elapsed();
+        polled
+    })
+    .await
 }
 
 /// Awaits a future and catches its panics.
@@ -170,13 +204,8 @@ async fn unwinding<F: Future>(future: F) -> Result<F::Output, String> {
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-            Err(payload) => Poll::Ready(Err(panic_text(&*payload))),
+            Err(payload) => Poll::Ready(Err(outcome::panic_text(&*payload))),
         }
     })
     .await
-}
-
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

@@ -6,6 +6,7 @@
 //! **Boundary:** only this crate names wasmtime. It knows no database, reads no configuration file and decides no
 //! policy: a trap is reported with its reason, and the engine decides what becomes of the message.
 
+mod ambient;
 mod bindings;
 mod cache;
 mod contract;
@@ -15,14 +16,20 @@ mod error;
 mod grant;
 mod host;
 mod http;
+mod inspection;
 mod instance;
 mod invoke;
 mod limits;
 mod log;
+mod manifest;
 mod meter;
+mod mock;
 mod outcome;
 mod plugin;
+mod secret;
 mod session;
+mod shape;
+mod signature;
 mod ticker;
 mod wait;
 mod wasi;
@@ -30,5 +37,10 @@ mod wasi;
 pub use error::{HostError, PluginError};
 pub use grant::{Grants, HttpGrant, InvalidGrant};
 pub use host::{Host, HostOptions};
+pub use inspection::Inspection;
 pub use limits::Limits;
+pub use manifest::{Asks, HttpAsk, Manifest, SecretAsk};
+pub use mock::{HttpAnswer, HttpRequest, LogLine, Mock};
 pub use plugin::{Plugin, PluginSpec};
+pub use secret::{InvalidSecret, Secret};
+pub use signature::{InvalidPublicKey, KeyId, PublicKeys, SignatureError};

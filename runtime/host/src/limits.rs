@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Limits of one plugin. Each holds for one attempt, and counts afresh for the next one.
+/// Limits of one plugin. Unless it says otherwise, each holds for one attempt, and counts afresh for the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Memory of the guest, in bytes, all its memories together. Default 16 MiB.
@@ -27,6 +27,9 @@ pub struct Limits {
     pub log_flood_bytes_max: usize,
     /// HTTP requests that may be under way at once. Default 8.
     pub http_concurrent_max: usize,
+    /// Connections that the plugin may have open, all its attempts together and those included that are kept for
+    /// the next request; further ones wait for one to close. Default 256.
+    pub http_connections_max: usize,
     /// Size of one HTTP response's body, in bytes. Default 8 MiB.
     pub http_response_bytes_max: u64,
     /// Time to connect, TLS included, and get the first byte of a response. Default 30 s; the attempt's
@@ -55,6 +58,7 @@ impl Default for Limits {
             log_line_bytes_max: 8 << 10,
             log_flood_bytes_max: 4 << 20,
             http_concurrent_max: 8,
+            http_connections_max: 256,
             http_response_bytes_max: 8 << 20,
             http_first_byte_timeout: Duration::from_secs(30),
             http_between_bytes_timeout: Duration::from_secs(30),

@@ -2,11 +2,10 @@
 
 use std::fmt::Write;
 
-use laneway_core::Name;
-
 use crate::Limits;
 use crate::bindings::laneway::plugin::log::{self, Level};
-use crate::session::Session;
+use crate::mock::LogLine;
+use crate::session::{Facts, Session};
 use crate::wait::Ended;
 
 /// A dropped line costs at least this many bytes of the allowance: empty ones take time too.
@@ -42,10 +41,10 @@ impl Lines {
     }
 
     /// Says how many lines are missing.
-    pub(crate) fn close(&mut self, name: &Name, message_id: Option<&str>) {
+    pub(crate) fn close(&mut self, facts: &Facts, message_id: Option<&str>) {
         if self.dropped > 0 {
             let text = format!("{} further lines dropped", self.dropped);
-            emit(name, message_id, Level::Warn, &text, "");
+            emit(facts, message_id, Level::Warn, &text, "");
             self.dropped = 0;
         }
     }
@@ -63,11 +62,12 @@ impl Session {
         if !self.lines.admit(bytes, &self.facts.limits)? {
             return Ok(());
         }
-        if !enabled(level) {
+        if self.facts.mock.is_none() && !enabled(level) {
             return Ok(());
         }
         let max = self.facts.limits.log_line_bytes_max;
-        let text = clean(message, max);
+        let placeholders = &self.facts.placeholders;
+        let text = clean(&placeholders.hide(message), max);
         let mut rest = String::new();
         for (name, value) in fields {
             if text.len() + rest.len() >= max {
@@ -75,10 +75,15 @@ impl Session {
             }
             let space = if rest.is_empty() { "" } else { " " };
             // Writing to a string has no way to fail.
-            let _ = write!(rest, "{space}{}={}", clean(name, max), clean(value, max));
+            let _ = write!(
+                rest,
+                "{space}{}={}",
+                clean(&placeholders.hide(name), max),
+                clean(&placeholders.hide(value), max)
+            );
         }
         let rest = clean(&rest, max.saturating_sub(text.len()));
-        emit(&self.facts.name, self.message_id(), level, &text, &rest);
+        emit(&self.facts, self.message_id(), level, &text, &rest);
         Ok(())
     }
 }
@@ -99,6 +104,16 @@ fn clean(text: &str, bytes_max: usize) -> String {
     text[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    }
+}
+
 fn enabled(level: Level) -> bool {
     match level {
         Level::Trace => tracing::enabled!(target: "laneway::plugin", tracing::Level::TRACE),
@@ -109,7 +124,10 @@ fn enabled(level: Level) -> bool {
     }
 }
 
-fn emit(name: &Name, message_id: Option<&str>, level: Level, text: &str, fields: &str) {
+fn emit(facts: &Facts, message_id: Option<&str>, level: Level, text: &str, fields: &str) {
+    if let Some(mock) = &facts.mock {
+        return mock.log(LogLine { level: name(level), text: text.to_owned(), fields: fields.to_owned() });
+    }
     let fields = (!fields.is_empty()).then_some(fields);
     // The level of an event is part of its call site.
     macro_rules! event {
@@ -117,7 +135,9 @@ fn emit(name: &Name, message_id: Option<&str>, level: Level, text: &str, fields:
             tracing::event!(
                 target: "laneway::plugin",
                 tracing::Level::$level,
-                subscription = %name,
+                subscription = %facts.name,
+                // Of a canary, two versions log at the same time.
+                plugin = %facts.digest,
                 message_id,
                 fields,
                 "{text}"

@@ -4,11 +4,11 @@ use laneway_core::Reason;
 use wasmtime::ResourceLimiter;
 
 /// Core instances of one component; languages with dynamic linking have dozens.
-const CORE_INSTANCES_MAX: usize = 200;
-/// Memories of one component; nearly all have one.
-pub(crate) const MEMORIES_MAX: usize = 8;
-/// Tables of one component.
-pub(crate) const TABLES_MAX: usize = 200;
+pub(crate) const CORE_INSTANCES_MAX: usize = 200;
+/// Memories of one component; nearly all have one, and those that are composed of several have one each.
+pub(crate) const MEMORIES_MAX: usize = 4;
+/// Tables of one component; nearly all have two.
+pub(crate) const TABLES_MAX: usize = 16;
 
 /// Counts memory and table elements over all memories and tables of a guest.
 ///
@@ -58,6 +58,11 @@ impl Meter {
 
     pub(crate) fn refused(&self) -> Option<Refused> {
         self.refused
+    }
+
+    /// Size of all memories together. They never shrink.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     /// Forgets refusals; what the guest holds stays counted.

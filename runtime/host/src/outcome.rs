@@ -1,5 +1,6 @@
 //! What became of a call: the guest's own failures, and the reasons of those that the host ended.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use laneway_core::{ERROR_TEXT_BYTES_MAX, ErrorText, Failure, Reason};
@@ -8,17 +9,22 @@ use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::laneway::plugin::types;
+use crate::secret::Placeholders;
 use crate::session::Session;
 use crate::wait::Ended;
 
 /// Most bytes of a backtrace that go into the error's text.
 const BACKTRACE_BYTES_MAX: usize = 1500;
+/// Most bytes of a function's name in a backtrace.
+const FUNCTION_NAME_BYTES_MAX: usize = 120;
 /// Most bytes of standard error that go into the error's text.
 const LAST_WORDS_BYTES_MAX: usize = 1500;
 
-/// A failure that the guest reported.
-pub(crate) fn of_guest(failure: types::Failure) -> Failure {
-    let parts = |detail: types::Detail| (Reason::of_guest(&detail.code), one_line(&detail.message));
+/// A failure that the guest reported, without secrets. They are taken out before a text is cut: of one across the cut,
+/// the beginning would stay.
+pub(crate) fn of_guest(failure: types::Failure, placeholders: &Placeholders) -> Failure {
+    let text = |text: &str| one_line(&placeholders.hide(text));
+    let parts = |detail: types::Detail| (Reason::of_guest(&placeholders.hide(&detail.code)), text(&detail.message));
     match failure {
         types::Failure::Retry(detail) => {
             let (reason, error) = parts(detail);
@@ -26,7 +32,7 @@ pub(crate) fn of_guest(failure: types::Failure) -> Failure {
         }
         types::Failure::Throttled(throttle) => Failure::Throttled {
             after: throttle.after_ms.map(Duration::from_millis),
-            error: one_line(&throttle.message),
+            error: text(&throttle.message),
         },
         types::Failure::Reject(detail) => {
             let (reason, error) = parts(detail);
@@ -66,9 +72,12 @@ pub(crate) fn one_line(text: &str) -> ErrorText {
     ErrorText::new(line)
 }
 
-/// A failure that the host found in a guest that can reach the outside: what it was sending may be out already.
-pub(crate) fn maybe_sent(failure: Failure) -> Failure {
+/// A failure that the host found in a guest that can reach the outside: what it was sending may be out already. If it has
+/// sent a request for sure, nothing that the host found passes for an attempt that has not been.
+pub(crate) fn maybe_sent(failure: Failure, has_sent: bool) -> Failure {
     match failure {
+        Failure::Misconfigured { reason, error } if has_sent => Failure::UnknownOutcome { reason, error },
+        Failure::Throttled { error, .. } if has_sent => Failure::UnknownOutcome { reason: Reason::HOST, error },
         Failure::Interrupted => Failure::UnknownOutcome {
             reason: Reason::INTERRUPTED,
             error: ErrorText::new("interrupted while the node was stopping"),
@@ -101,8 +110,12 @@ pub(crate) fn of_ended(ended: &Ended) -> Failure {
         Ended::State(error) if error.transient => {
             return Failure::Throttled { after: None, error: one_line(&ended.to_string()) };
         }
+        Ended::Denied(text) => {
+            return Failure::Misconfigured { reason: Reason::DENIED, error: one_line(text) };
+        }
         Ended::State(_) => Reason::HOST,
-        Ended::NoMessage => Reason::HOST,
+        // The guest calls what is not there at that time.
+        Ended::NoMessage => Reason::TRAP,
     };
     of_host(reason, ended.to_string())
 }
@@ -150,26 +163,92 @@ fn root(error: &wasmtime::Error) -> String {
 }
 
 fn with_last_words(text: String, session: &Session) -> String {
-    match session.wasi.as_ref().and_then(|wasi| wasi.last_words(LAST_WORDS_BYTES_MAX)) {
+    let placeholders = &session.facts.placeholders;
+    match session.wasi.as_ref().and_then(|wasi| wasi.last_words(LAST_WORDS_BYTES_MAX, placeholders)) {
         Some(words) => format!("{text}: {words}"),
         None => text,
     }
 }
 
+/// Adds where the guest was. The backtrace's own `Display` is not used: it unfolds names of C++ without a limit, and
+/// a hundred bytes of a hostile name stand for gigabytes.
 fn with_backtrace(text: &str, error: &wasmtime::Error) -> String {
     let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else { return text.to_owned() };
-    let backtrace = backtrace.to_string();
-    let mut end = backtrace.len().min(BACKTRACE_BYTES_MAX);
-    while !backtrace.is_char_boundary(end) {
-        end -= 1;
+    let mut lines = format!("{text}; wasm backtrace");
+    let end = lines.len() + BACKTRACE_BYTES_MAX;
+    for frame in backtrace.frames() {
+        lines.push_str("; ");
+        if let Some(offset) = frame.module_offset() {
+            lines.push_str(&format!("{offset:#x} "));
+        }
+        match frame.func_name() {
+            Some(name) => lines.push_str(&function(name)),
+            None => lines.push_str(&format!("function {}", frame.func_index())),
+        }
+        if lines.len() > end {
+            lines.push('…');
+            break;
+        }
     }
-    let lines: Vec<&str> = backtrace[..end].lines().map(str::trim).collect();
-    format!("{text}; {}", lines.join("; "))
+    lines
+}
+
+/// A function's name as its source has it, if that was Rust, and its beginning if it is long.
+fn function(name: &str) -> String {
+    let mut short = Short(String::new());
+    // It fails once there is no more room, and that ends the demangling too.
+    let _ = match rustc_demangle::try_demangle(name) {
+        Ok(name) => write!(short, "{name:#}"),
+        Err(_) => short.write_str(name),
+    };
+    short.0
+}
+
+/// Text that ends at its limit.
+struct Short(String);
+
+impl Write for Short {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let room = FUNCTION_NAME_BYTES_MAX.saturating_sub(self.0.len());
+        let mut end = text.len().min(room);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.0.push_str(&text[..end]);
+        if end < text.len() { Err(std::fmt::Error) } else { Ok(()) }
+    }
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_function_is_named_as_in_its_source_and_in_short() {
+        assert_eq!(function("_ZN3foo3barE"), "foo::bar");
+        assert_eq!(function("plain"), "plain");
+        assert_eq!(function(&"ä".repeat(10_000)).len(), FUNCTION_NAME_BYTES_MAX);
+        assert_eq!(function(&format!("_RNv{}1f", "C1a".repeat(100))).len(), FUNCTION_NAME_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_the_host_finds_after_a_request_is_sent_is_no_attempt_that_has_not_been() {
+        let error = ErrorText::new("x");
+        let denied = || Failure::Misconfigured { reason: Reason::DENIED, error: error.clone() };
+        let busy = || Failure::Throttled { after: None, error: error.clone() };
+        for failure in [denied(), busy()] {
+            assert_eq!(maybe_sent(failure.clone(), false), failure, "nothing is out: it counts as no attempt");
+        }
+        let unknown = |reason| Failure::UnknownOutcome { reason, error: error.clone() };
+        assert_eq!(maybe_sent(denied(), true), unknown(Reason::DENIED));
+        assert_eq!(maybe_sent(busy(), true), unknown(Reason::HOST));
+    }
 
     #[test]
     fn a_text_of_a_guest_is_one_line_and_is_cut() {

@@ -1,6 +1,7 @@
 //! One component as one subscription runs it.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use laneway_core::{Failure, Name, PluginDigest, Reason, SubscriptionKind};
@@ -9,13 +10,15 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::bindings::exports::laneway::plugin::{handler, lifecycle, publisher};
 use crate::error::PluginError;
-use crate::grant::Grants;
+use crate::grant::{Allowed, Grants};
 use crate::host::Host;
-use crate::http::Access;
+use crate::http::{Access, Clients};
 use crate::instance::Live;
 use crate::limits::Limits;
+use crate::manifest::Manifest;
+use crate::secret::Placeholders;
 use crate::session::{Facts, Session};
-use crate::{cache, contract, engine, outcome};
+use crate::{cache, contract, engine, outcome, shape};
 
 /// How a subscription runs a component.
 #[derive(Debug, Clone)]
@@ -24,7 +27,8 @@ pub struct PluginSpec {
     pub name: Name,
     /// What the component is to be.
     pub kind: SubscriptionKind,
-    /// What the plugin reads as its configuration.
+    /// What the plugin reads as its configuration. `{secret:NAME}` in a value stands for a secret of the host's: the
+    /// plugin reads a placeholder, which the host replaces in the headers of its requests.
     pub config: BTreeMap<String, String>,
     /// What it may reach.
     pub grants: Grants,
@@ -59,15 +63,32 @@ impl Plugin {
     pub(crate) fn load(host: Arc<Host>, bytes: &[u8], spec: PluginSpec) -> Result<Self, PluginError> {
         contract::check_form(bytes, host.options.component_bytes_max)?;
         let digest = PluginDigest::from_hex(&cache::hex(&Sha256::digest(bytes)));
+        // Before it is compiled, and long before any of it runs.
+        let manifest = Manifest::read(bytes)?;
         let component = compile(&host, bytes, &digest)?;
-        let granted = !spec.grants.http.is_empty();
-        contract::check(&host.engine, &component, spec.kind, granted)?;
+        let allowed = match host.mock {
+            // HTTP not unless it needs it: a plugin that cannot reach out fails in other ways than one that can.
+            Some(_) => {
+                let sends_http = contract::imports_http(&host.engine, &component);
+                Allowed::anything(spec.name.clone(), manifest, sends_http)
+            }
+            None => Allowed::new(spec.name.clone(), spec.grants, manifest, &spec.config)?,
+        };
+        let sends_http = allowed.sends_http();
+        contract::check(&host.engine, &component, spec.kind, sends_http)?;
         check_limits(&host, &component, &spec.limits)?;
-        if granted {
-            host.clients.prepare(&spec.grants.http)?;
+        let mut config = spec.config;
+        let placeholders = match host.mock {
+            // There are no secrets, and no request that could carry one.
+            Some(_) => Arc::default(),
+            None => Arc::new(Placeholders::fill(&mut config, &host.options.secrets, &allowed)?),
+        };
+        if sends_http.is_ok() {
+            host.network.prepare(allowed.http_grants())?;
         }
+        let allowed = Arc::new(allowed);
         let mismatch = |error: wasmtime::Error| PluginError::Mismatch(format!("{error:#}"));
-        let instances = host.linker(granted).instantiate_pre(&component).map_err(mismatch)?;
+        let instances = host.linker(sends_http.is_ok()).instantiate_pre(&component).map_err(mismatch)?;
         let lifecycle = lifecycle::GuestIndices::new(&instances).map_err(mismatch)?;
         let work = match spec.kind {
             SubscriptionKind::Handler => Work::Handler(handler::GuestIndices::new(&instances).map_err(mismatch)?),
@@ -75,21 +96,27 @@ impl Plugin {
                 Work::Publisher(publisher::GuestIndices::new(&instances).map_err(mismatch)?)
             }
         };
-        let http = granted.then(|| {
+        let http = sends_http.is_ok().then(|| {
             Arc::new(Access {
                 name: spec.name.clone(),
-                grants: spec.grants.http,
-                clients: Arc::clone(&host.clients),
+                digest: digest.clone(),
+                allowed: Arc::clone(&allowed),
+                placeholders: Arc::clone(&placeholders),
+                clients: Clients::new(Arc::clone(&host.network), spec.limits.http_connections_max),
                 limits: spec.limits.clone(),
             })
         });
         let facts = Facts {
             name: spec.name,
+            digest: digest.clone(),
             kind: spec.kind,
-            config: spec.config,
+            config,
             limits: spec.limits,
             payload_bytes_max: spec.payload_bytes_max,
+            allowed,
+            placeholders,
             http,
+            mock: host.mock.clone(),
         };
         let (facts, idle) = (Arc::new(facts), Mutex::new(Vec::new()));
         Ok(Self { host, facts, digest, instances, lifecycle, work, reuse: spec.reuse, idle })
@@ -111,10 +138,15 @@ impl Plugin {
         match self.check_config().await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(errors)) => {
-                let errors = errors.iter().map(|error| outcome::one_line(error).to_string()).collect();
+                let errors = errors
+                    .iter()
+                    .map(|error| outcome::one_line(&self.facts.placeholders.hide(error)).to_string())
+                    .collect();
                 Err(PluginError::Invalid { errors })
             }
-            Err(Failure::Retry { reason, error }) => Err(PluginError::Validate { reason, error }),
+            Err(Failure::Retry { reason, error } | Failure::Misconfigured { reason, error }) => {
+                Err(PluginError::Validate { reason, error })
+            }
             // No instance came free.
             Err(Failure::Throttled { error, .. }) => Err(PluginError::Validate { reason: Reason::HOST, error }),
             Err(other) => Err(PluginError::Mismatch(format!("{other:?}"))),
@@ -161,8 +193,11 @@ fn compile(host: &Host, bytes: &[u8], digest: &PluginDigest) -> Result<Component
     if let Some(component) = host.cache.as_ref().and_then(|cache| cache.load(&host.engine, digest)) {
         return Ok(component);
     }
-    let component =
-        Component::from_binary(&host.engine, bytes).map_err(|error| PluginError::Compile(format!("{error:#}")))?;
+    shape::check(bytes)?;
+    // No component is known that makes the compiler panic; if one does, it is that component's fault alone.
+    let component = catch_unwind(AssertUnwindSafe(|| Component::from_binary(&host.engine, bytes)))
+        .map_err(|panic| PluginError::Compile(format!("the compiler panicked: {}", outcome::panic_text(&*panic))))?
+        .map_err(|error| PluginError::Compile(format!("{error:#}")))?;
     if let Some(cache) = &host.cache {
         cache.store(digest, &component);
     }

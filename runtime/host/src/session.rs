@@ -3,26 +3,35 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use laneway_core::{Effects, Message, Name, StateView, SubscriptionKind};
+use laneway_core::{Effects, Message, Name, PluginDigest, StateView, SubscriptionKind};
 use wasmtime::component::ResourceTable;
 
 use crate::Limits;
 use crate::bindings::laneway::plugin::{config, types};
 use crate::effects::Buffer;
+use crate::grant::Allowed;
 use crate::http::Access;
 use crate::log::Lines;
 use crate::meter::Meter;
+use crate::mock::Mock;
+use crate::secret::Placeholders;
 use crate::wait::Bounds;
 use crate::wasi::Wasi;
 
 /// What stays the same for all calls of a plugin.
 pub(crate) struct Facts {
     pub(crate) name: Name,
+    pub(crate) digest: PluginDigest,
     pub(crate) kind: SubscriptionKind,
+    /// With placeholders where the operator's names secrets.
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) limits: Limits,
     pub(crate) payload_bytes_max: u64,
+    pub(crate) allowed: Arc<Allowed>,
+    pub(crate) placeholders: Arc<Placeholders>,
     pub(crate) http: Option<Arc<Access>>,
+    /// Takes log lines in place of the node's log.
+    pub(crate) mock: Option<Arc<dyn Mock>>,
 }
 
 /// The message that a handler's instance is at work on.
@@ -74,16 +83,22 @@ impl Session {
         self.effects = Buffer::default();
     }
 
+    /// Whether the attempt may have had an effect outside: it has sent a request.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.wasi.as_ref().is_some_and(|wasi| wasi.has_sent())
+    }
+
     /// Ends a call: writes what is left to log, lets go of the message and hands out its effects.
     pub(crate) fn finish(&mut self, success: bool) -> Effects {
         if let Some(wasi) = &self.wasi {
+            wasi.close();
             for (level, text) in wasi.take_lines() {
                 // Over the limit it is dropped; an attempt that is over is not failed for it.
                 drop(self.write_line(level, &text, &[]));
             }
         }
         let message_id = self.subject.as_ref().map(|subject| subject.message.id.as_str());
-        self.lines.close(&self.facts.name, message_id);
+        self.lines.close(&self.facts, message_id);
         let effects = std::mem::take(&mut self.effects).into_effects(success);
         self.subject = None;
         effects

@@ -10,6 +10,9 @@ use laneway_core::{Interrupt, StateError};
 /// How often a waiting host function looks at the interrupt: a switch without a wake-up of its own.
 const INTERRUPT_POLL: Duration = Duration::from_millis(10);
 
+/// How long a guest may call the host again and again before others have their turn.
+const TURN: Duration = Duration::from_millis(2);
+
 /// Why the host ends a guest. Travels through the guest as the cause of its trap.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Ended {
@@ -25,6 +28,8 @@ pub(crate) enum Ended {
     LogFlood(u32),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error("{0}")]
+    Denied(String),
     #[error("effects are there for messages only, not for the check of the configuration")]
     NoMessage,
 }
@@ -34,6 +39,8 @@ pub(crate) struct Bounds {
     pub(crate) deadline: Instant,
     timeout: Duration,
     interrupts: Vec<Interrupt>,
+    /// When the guest last let others have their turn.
+    turn: Instant,
 }
 
 impl Bounds {
@@ -42,7 +49,7 @@ impl Bounds {
         let now = Instant::now();
         // A timeout past the end of the clock is none; a day stands for it.
         let deadline = now.checked_add(timeout).unwrap_or_else(|| now + Duration::from_secs(86_400));
-        Self { deadline, timeout, interrupts }
+        Self { deadline, timeout, interrupts, turn: now }
     }
 
     /// The same timeout, counted from now again.
@@ -57,9 +64,29 @@ impl Bounds {
 
     /// Fails once the attempt has to end.
     pub(crate) fn check(&self) -> Result<(), Ended> {
+        self.check_at(Instant::now())
+    }
+
+    /// Whether others are to have their turn now. Fails once the attempt has to end.
+    pub(crate) fn has_turn_ended(&mut self) -> Result<bool, Ended> {
+        let now = Instant::now();
+        self.check_at(now)?;
+        let ended = now.duration_since(self.turn) >= TURN;
+        if ended {
+            self.turn = now;
+        }
+        Ok(ended)
+    }
+
+    /// Others have their turn now.
+    pub(crate) fn end_turn(&mut self) {
+        self.turn = Instant::now();
+    }
+
+    fn check_at(&self, now: Instant) -> Result<(), Ended> {
         if self.interrupts.iter().any(Interrupt::is_set) {
             Err(Ended::Interrupted)
-        } else if Instant::now() >= self.deadline {
+        } else if now >= self.deadline {
             Err(Ended::Timeout)
         } else {
             Ok(())

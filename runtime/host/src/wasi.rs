@@ -1,5 +1,5 @@
 //! WASI 0.2 for the languages that need it, with nothing granted: no files, environment, arguments, sockets or name
-//! resolution. Clocks and random numbers are there; standard output and error become log lines.
+//! resolution. Clocks and random numbers are in `ambient.rs`; standard output and error become log lines.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -15,9 +15,11 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::Limits;
+use crate::ambient;
 use crate::bindings::laneway::plugin::log::Level;
-use crate::http::Hooks;
+use crate::http::{self, Hooks};
 use crate::log::Lines;
+use crate::secret::Placeholders;
 use crate::session::{Facts, Session};
 use crate::wait::{Bounds, Ended};
 
@@ -51,15 +53,27 @@ impl Wasi {
             .allow_ip_name_lookup(false)
             .max_random_size(RANDOM_BYTES_MAX)
             .build();
-        Self { ctx, http: WasiHttpCtx::new(), hooks: Hooks::new(facts.http.clone(), deadline), captured }
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(http::FIELDS_BYTES_MAX);
+        Self { ctx, http, hooks: Hooks::new(facts.http.clone(), deadline), captured }
     }
 
     pub(crate) fn renew(&mut self, deadline: Instant) {
-        self.hooks.deadline = deadline;
+        self.hooks.renew(deadline);
         let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
         captured.out.clear();
         captured.err.clear();
         captured.lines = Lines::default();
+    }
+
+    /// Ends an attempt.
+    pub(crate) fn close(&self) {
+        self.hooks.close();
+    }
+
+    /// Whether the attempt has sent an HTTP request.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.hooks.has_sent
     }
 
     /// What the guest printed, line by line; standard error as warnings.
@@ -75,12 +89,17 @@ impl Wasi {
         lines
     }
 
-    /// The end of what is on standard error: a guest that aborts has said why there.
-    pub(crate) fn last_words(&self, bytes_max: usize) -> Option<String> {
+    /// The end of what is on standard error, without secrets: a guest that aborts has said why there.
+    pub(crate) fn last_words(&self, bytes_max: usize, placeholders: &Placeholders) -> Option<String> {
         let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        let tail = &captured.err[captured.err.len().saturating_sub(bytes_max)..];
-        let text = String::from_utf8_lossy(tail).trim().to_owned();
-        (!text.is_empty()).then_some(text)
+        let all = String::from_utf8_lossy(&captured.err);
+        let hidden = placeholders.hide(&all);
+        let mut from = hidden.len().saturating_sub(bytes_max);
+        while !hidden.is_char_boundary(from) {
+            from += 1;
+        }
+        let text = hidden[from..].trim();
+        (!text.is_empty()).then(|| text.to_owned())
     }
 }
 
@@ -164,6 +183,7 @@ pub(crate) fn link(linker: &mut Linker<Session>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     poll::add_to_linker::<_, HasBounded>(linker, bounded)?;
     streams::add_to_linker::<_, HasBounded>(linker, bounded)?;
+    ambient::link(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod facade;
 pub mod postgres;
+mod refusal;
 pub mod sqlite;
 
 pub use facade::{InvalidStorageUrl, Migrated, Storage};

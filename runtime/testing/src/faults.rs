@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
     AppliedTopology, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection,
-    DeadLetterView, DeliveryId, Enqueued, LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name,
-    NewMessage, Renewal, Replay, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, SettleReport,
-    Settlement, StateEntry, Status, Step, Store, StoreError, SubscriptionId, Topology,
+    DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, LeaseToken, Maintenance, MessageFilter,
+    MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport, NodeReportView, PluginVersion,
+    PluginView, Plugins, Renewal, Replay, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns,
+    SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError, StoredPlugin, SubscriptionId, Topology,
 };
 
 use crate::Random;
@@ -63,6 +64,14 @@ pub enum Operation {
     BeginRun,
     /// [`ScheduleRuns::end_run`]
     EndRun,
+    /// The calls of [`Plugins`] but those below
+    Plugins,
+    /// [`Plugins::plugin`]
+    Plugin,
+    /// [`Plugins::deployments`]
+    Deployments,
+    /// [`Plugins::report`]
+    Report,
 }
 
 /// What goes wrong with a call.
@@ -282,6 +291,10 @@ impl Store for FaultyStore {
         self.with_fault(Operation::Heartbeat, self.inner.heartbeat(name, alive_for)).await
     }
 
+    async fn sign_off(&self, name: &Name) -> Result<(), StoreError> {
+        self.with_fault(Operation::Heartbeat, self.inner.sign_off(name)).await
+    }
+
     fn round_trips(&self) -> u64 {
         self.inner.round_trips()
     }
@@ -370,5 +383,62 @@ impl ScheduleRuns for FaultyStore {
 
     async fn schedule_runs(&self, schedule: &Name, limit: u32) -> Result<Vec<ScheduleRunView>, StoreError> {
         self.with_fault(Operation::Schedule, self.inner.schedule_runs(schedule, limit)).await
+    }
+}
+
+#[async_trait]
+impl Plugins for FaultyStore {
+    async fn push_plugin(&self, plugin: &NewPlugin) -> Result<bool, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.push_plugin(plugin)).await
+    }
+
+    async fn plugins(&self) -> Result<Vec<PluginView>, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.plugins()).await
+    }
+
+    async fn plugin(&self, plugin: &PluginVersion) -> Result<Option<StoredPlugin>, StoreError> {
+        self.with_fault(Operation::Plugin, self.inner.plugin(plugin)).await
+    }
+
+    async fn remove_plugin(&self, plugin: &PluginVersion) -> Result<bool, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.remove_plugin(plugin)).await
+    }
+
+    async fn stage(&self, deployment: &NewDeployment) -> Result<i64, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.stage(deployment)).await
+    }
+
+    async fn advance(
+        &self,
+        deployment: i64,
+        from: DeploymentState,
+        to: DeploymentState,
+        reason: Option<&str>,
+    ) -> Result<bool, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.advance(deployment, from, to, reason)).await
+    }
+
+    async fn deployments(&self, plugin: Option<&Name>, ended: u32) -> Result<Vec<Deployment>, StoreError> {
+        self.with_fault(Operation::Deployments, self.inner.deployments(plugin, ended)).await
+    }
+
+    async fn deployments_changed(&self) {
+        self.inner.deployments_changed().await;
+    }
+
+    async fn report(&self, node: &Name, reports: &[NodeReport], alive_for: Duration) -> Result<(), StoreError> {
+        self.with_fault(Operation::Report, self.inner.report(node, reports, alive_for)).await
+    }
+
+    async fn reports(&self, deployments: &[i64], alive_for: Duration) -> Result<Vec<NodeReportView>, StoreError> {
+        self.with_fault(Operation::Report, self.inner.reports(deployments, alive_for)).await
+    }
+
+    async fn nodes_alive(&self, alive_for: Duration) -> Result<Vec<Name>, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.nodes_alive(alive_for)).await
+    }
+
+    async fn note_grants(&self, node: &Name, grants: &[(Name, String)]) -> Result<u32, StoreError> {
+        self.with_fault(Operation::Plugins, self.inner.note_grants(node, grants)).await
     }
 }

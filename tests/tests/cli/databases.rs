@@ -10,7 +10,7 @@ use crate::run::{Folder, left};
 
 const CONFIG: &str = "[[subscription]]\nname = \"s\"\ntopic = \"a.>\"\nhandler = \"counter.wasm\"\nlease = \"1s\"";
 
-async fn sqlite(folder: &Folder, sql: &'static str) {
+pub async fn sqlite(folder: &Folder, sql: &'static str) {
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("laneway.db"));
     let mut connection = options.connect().await.unwrap();
     connection.execute(sql).await.unwrap();

@@ -3,8 +3,12 @@
 mod bad_input;
 mod clock;
 mod databases;
+mod deployments;
 mod flow;
+mod plugin_test;
+mod plugins;
 mod publish;
 mod run;
 mod schedules;
+mod signatures;
 mod upkeep;

@@ -206,3 +206,68 @@ fn tls_goes_to_a_server_of_a_trusted_certificate_and_to_no_other() {
     let seen = receiver.seen.lock().unwrap();
     assert_eq!(seen.iter().map(|seen| seen.id.as_str()).collect::<Vec<_>>(), ["m"]);
 }
+
+/// A server that refuses every request, and says what it got: in a header and in the body.
+fn mirror() -> (u16, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let shared = seen.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            let mut token = String::new();
+            while reader.read_line(&mut line).is_ok_and(|bytes| bytes > 2) {
+                if let Some(value) = line.trim_end().strip_prefix("authorization: ") {
+                    value.clone_into(&mut token);
+                }
+                line.clear();
+            }
+            let body = format!("no such token: {token}");
+            let head = format!("HTTP/1.1 400 Bad Request\r\nx-token: {token}\r\nconnection: close");
+            let _ =
+                (&stream).write_all(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes());
+            shared.lock().unwrap().push(token);
+        }
+    });
+    (port, seen)
+}
+
+#[test]
+fn a_secret_reaches_the_server_and_neither_logs_nor_dead_letters() {
+    let (port, seen) = mirror();
+    let folder = Folder::new();
+    folder.configure(&format!(
+        r#"
+        [secrets]
+        TOKEN = {{ file = "token" }}
+        [[subscription]]
+        name = "post"
+        topic = "orders.>"
+        publisher = "publish-http.wasm"
+        config = {{ url = "http://127.0.0.1:{port}/", headers = "Authorization", "header.Authorization" = "Bearer {{secret:TOKEN}}" }}
+        grants = {{ http = ["http://127.0.0.1:{port}"], secrets = ["TOKEN"] }}
+        retry = {{ schedule = "none" }}
+        "#
+    ));
+    std::fs::copy(laneway_tests::plugin("publish-http"), folder.path().join("publish-http.wasm")).unwrap();
+    folder.ok(&["apply"]);
+    folder.ok(&["enqueue", "orders.created", "{}", "--id=m"]);
+
+    let without = folder.fails(1, &["run"]);
+    assert!(without.contains("secret `TOKEN`") && without.contains("token"), "{without}");
+
+    folder.write("token", "s3cr3t-t0k3n\n");
+    let mut command = folder.command(&["run"]);
+    // All but the compiler's own, which takes minutes to write: it sees the component, and no request.
+    let log = "trace,wasmtime=info,wasmtime_wasi=trace,wasmtime_wasi_http=trace,cranelift=info,regalloc2=info";
+    command.env("LANEWAY_LOG", log);
+    let running = folder.start_as(command);
+    folder.wait_for("the message to be settled", &[], |status| left(status) == Some(0));
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    assert_eq!(*seen.lock().unwrap(), ["Bearer s3cr3t-t0k3n"]);
+    let dead = folder.json(&["dead-letters", "list"]).to_string();
+    assert!(dead.contains("no such token: Bearer ************"), "{dead}");
+    assert!(!dead.contains("s3cr3t") && !folder.log().contains("s3cr3t"), "{dead} {}", folder.log());
+}

@@ -41,7 +41,9 @@ impl Folder {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(laneway());
         command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
-        for name in ["LANEWAY_STORAGE_URL", "LANEWAY_CONFIG", "LANEWAY_LOG", "LANEWAY_LOG_FORMAT"] {
+        for name in
+            ["LANEWAY_STORAGE_URL", "LANEWAY_CONFIG", "LANEWAY_LOG", "LANEWAY_LOG_FORMAT", "LANEWAY_SIGN_PASSWORD"]
+        {
             command.env_remove(name);
         }
         command.env("NO_COLOR", "1").env("XDG_CACHE_HOME", self.path().join("cache"));

@@ -16,6 +16,7 @@ mod lease;
 mod markers;
 mod order;
 mod outbox;
+mod plugins;
 mod producer;
 mod replay;
 mod routing;

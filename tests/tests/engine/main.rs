@@ -3,6 +3,7 @@
 #[macro_use]
 mod rig;
 
+mod deployments;
 mod drain;
 mod effects;
 mod faults;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use laneway_core::{Invoker, MessageFilter, NewMessage, Subscription, SubscriptionKind, Topic};
+use laneway_core::{Invoker, MessageFilter, NewMessage, Subscription, SubscriptionKind, Topic, TopicPattern};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
 
 use crate::rig::{On, PAYLOAD_BYTES_MAX, Rig, subscription};
@@ -16,7 +16,7 @@ fn guest(name: &str) -> Arc<dyn Invoker> {
         name: subscription("s").name,
         kind: SubscriptionKind::Handler,
         config: BTreeMap::new(),
-        grants: Grants::default(),
+        grants: Grants { emit: vec![TopicPattern::parse(">").unwrap()], ..Grants::default() },
         limits: Limits::default(),
         reuse: false,
         payload_bytes_max: u64::from(PAYLOAD_BYTES_MAX),

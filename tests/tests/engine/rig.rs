@@ -11,7 +11,7 @@ use laneway_core::{
     NewMessage, PluginDigest, Priority, Reason, RetryPolicy, RetrySchedule, SandboxUse, Store, Subscription,
     SubscriptionId, SubscriptionKind, Topic, TopicPattern, Topology,
 };
-use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot};
+use laneway_engine::{Binding, Engine, EngineOptions, Runs, StatsSnapshot};
 use laneway_store::Storage;
 use laneway_testing::postgres::{TestDatabase, test_database};
 use laneway_testing::skip;
@@ -48,6 +48,10 @@ struct Played {
 
 #[async_trait]
 impl Invoker for Played {
+    fn digest(&self) -> PluginDigest {
+        PluginDigest::from_hex("played")
+    }
+
     async fn invoke(&self, calls: &[Call]) -> Vec<Invocation> {
         let mut invocations = Vec::new();
         for call in calls {
@@ -56,7 +60,7 @@ impl Invoker for Played {
                 Ok(effects) => (Ok(()), effects),
                 Err(failure) => (Err(failure), Effects::default()),
             };
-            let used = SandboxUse { elapsed: Duration::from_micros(1) };
+            let used = SandboxUse { elapsed: Duration::from_micros(1), ..SandboxUse::default() };
             invocations.push(Invocation { result, effects, plugin: PluginDigest::from_hex("abc"), used });
         }
         invocations
@@ -242,20 +246,34 @@ impl Rig {
     pub fn start_on(&self, store: &Arc<dyn Store>, play: &Play, options: EngineOptions) -> Running {
         let runs = Arc::new(AtomicU64::new(0));
         let invoker: Arc<dyn Invoker> = Arc::new(Played { play: play.clone(), runs: runs.clone() });
-        Running { engine: Engine::start(store, self.bindings(&invoker), vec![], options, &Handle::current()), runs }
+        Running {
+            engine: Engine::start(store, self.bindings(&Runs::Fixed(invoker)), vec![], options, &Handle::current()),
+            runs,
+        }
     }
 
     /// Starts an engine with a plugin that is not played. Its runs are not counted.
     pub fn start_plugin(&self, invoker: &Arc<dyn Invoker>) -> Running {
-        let engine = Engine::start(&self.store, self.bindings(invoker), vec![], options(), &Handle::current());
+        let engine = Engine::start(
+            &self.store,
+            self.bindings(&Runs::Fixed(invoker.clone())),
+            vec![],
+            options(),
+            &Handle::current(),
+        );
         Running { engine, runs: Arc::default() }
     }
 
-    fn bindings(&self, invoker: &Arc<dyn Invoker>) -> Vec<Binding> {
+    /// Starts an engine whose subscriptions all run this.
+    pub fn start_runs(&self, store: &Arc<dyn Store>, runs: &Runs, options: EngineOptions) -> Engine {
+        Engine::start(store, self.bindings(runs), vec![], options, &Handle::current())
+    }
+
+    fn bindings(&self, runs: &Runs) -> Vec<Binding> {
         let binding = |(subscription, id): &(Subscription, SubscriptionId)| Binding {
             subscription: subscription.clone(),
             id: *id,
-            invoker: invoker.clone(),
+            runs: runs.clone(),
         };
         self.subscriptions.iter().map(binding).collect()
     }

@@ -1,6 +1,8 @@
 //! `laneway bench`: enqueue, drain and latency with a handler that does nothing, on an empty database.
 
-use std::collections::HashMap;
+mod swaps;
+
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,10 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use laneway_core::{
     Attempt, Call, Cleanup, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, NewMessage, Ordering,
-    Priority, RetryPolicy, StateEntry, StateError, StateView, Store, Subscription, SubscriptionId,
+    PluginDigest, Priority, RetryPolicy, StateEntry, StateError, StateView, Store, Subscription, SubscriptionId,
     SubscriptionKind, Topic, TopicPattern, Topology,
 };
-use laneway_engine::{Binding, Engine, EngineOptions, StatsSnapshot, Sweep, Work};
+use laneway_engine::{Binding, Engine, EngineOptions, Runs, StatsSnapshot, Sweep, Work};
 use laneway_host::{Grants, Host, HostOptions, Limits, PluginSpec};
 use laneway_store::Storage;
 use serde::Serialize;
@@ -25,6 +27,8 @@ use crate::{exit, output};
 
 /// Messages in one transaction of the producer.
 const ENQUEUE_BATCH: usize = 100;
+/// Messages that a publisher gets at once.
+const PUBLISH_BATCH: u32 = 32;
 /// Messages of the measurement of the sandbox alone.
 const QUIET: u32 = 20_000;
 /// How long a drain may stand still before the measurement is given up.
@@ -57,6 +61,12 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, requires = "keys",
         value_parser = clap::value_parser!(u32).range(0..=10_000_000))]
     hot_key: u32,
+    /// Measure latency once more on two nodes, while versions of a plugin are swapped this many times, one each 100 ms at most
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    swaps: u32,
+    /// Publisher component for the swaps; without it, the handler alone is swapped
+    #[arg(long, value_name = "FILE")]
+    publisher: Option<PathBuf>,
     /// Handler component; `cargo xtask plugins` builds one that does nothing
     #[arg(long, value_name = "FILE", default_value = "target/plugins/noop.wasm")]
     handler: PathBuf,
@@ -83,6 +93,8 @@ struct Report {
     latency_with_cleanup_ms: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cleanup: Option<Cleaned>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    swaps: Vec<swaps::Swapped>,
     /// What the sandbox takes for a message, one after the other, on a machine that does nothing else.
     sandbox_us: Modes,
     /// What it took in the drain, the wait for a processor included.
@@ -129,6 +141,10 @@ struct Started {
 
 #[async_trait]
 impl Invoker for Started {
+    fn digest(&self) -> PluginDigest {
+        self.inner.digest()
+    }
+
     async fn invoke(&self, calls: &[Call]) -> Vec<Invocation> {
         let now = Instant::now();
         match &self.each {
@@ -187,11 +203,10 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         store
             .topology()
             .await?
-            .is_none_or(|topology| topology.subscriptions.iter().all(|(n, _)| n.as_str() == "bench")),
+            .is_none_or(|topology| topology.subscriptions.iter().all(|(n, _)| n.as_str().starts_with("bench"))),
         "the database has subscriptions already; bench wants an empty one"
     );
-    let topology =
-        Topology { subscriptions: vec![subscription(&args)?], payload_bytes_max: args.payload.max(1024 * 1024) };
+    let topology = topology(&args, subscription(&args, "bench", SubscriptionKind::Handler)?);
     let applied = store.apply(&topology).await?;
     let defaults = HostOptions::default();
     let instances_max = args.concurrency.max(defaults.instances_max);
@@ -225,6 +240,12 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         bench.enqueue_many(bench.args.backfill, |message, _| message.priority = Priority::BULK).await?;
         latency_with_backfill_ms = Some(bench.latency().await?);
     }
+    let mut swaps = Vec::new();
+    if bench.args.swaps > 0 && bench.args.seconds > 0 {
+        for component in std::iter::once(&bench.args.handler).chain(&bench.args.publisher) {
+            swaps.push(swaps::measure(&bench.args, &bench.storage, component).await?);
+        }
+    }
     let report = Report {
         storage: bench.storage.kind(),
         messages: bench.args.messages,
@@ -235,6 +256,7 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         latency_with_hot_key_ms,
         latency_with_cleanup_ms,
         cleanup,
+        swaps,
         sandbox_us: Modes { fresh: round(quiet.fresh, 2), reuse: round(quiet.reuse, 2) },
         sandbox_in_drain_us: Modes { fresh: round(fresh.sandbox_us, 2), reuse: round(reuse.sandbox_us, 2) },
         round_trips_per_message: round(fresh.round_trips, 5),
@@ -248,11 +270,15 @@ fn round(figure: f64, digits: i32) -> f64 {
     (figure * scale).round() / scale
 }
 
-fn subscription(args: &Args) -> Result<Subscription> {
+fn topology(args: &Args, subscription: Subscription) -> Topology {
+    Topology { subscriptions: vec![subscription], payload_bytes_max: args.payload.max(1024 * 1024) }
+}
+
+fn subscription(args: &Args, name: &str, kind: SubscriptionKind) -> Result<Subscription> {
     Ok(Subscription {
-        name: Name::parse("bench")?,
+        name: Name::parse(name)?,
         pattern: TopicPattern::parse("bench.message")?,
-        kind: SubscriptionKind::Handler,
+        kind,
         lane_threshold: Priority::NORMAL,
         ordering: if args.keys > 0 { Ordering::Key } else { Ordering::None },
         idempotent: true,
@@ -261,7 +287,7 @@ fn subscription(args: &Args) -> Result<Subscription> {
         timeout: Duration::from_secs(30),
         concurrency: args.concurrency,
         claim_batch: args.claim_batch,
-        publish_batch: 1,
+        publish_batch: if kind == SubscriptionKind::Publisher { PUBLISH_BATCH } else { 1 },
         review_unknown_outcome: false,
         backfill_min_share: 0.0,
         rate_limit: None,
@@ -271,25 +297,79 @@ fn subscription(args: &Args) -> Result<Subscription> {
     })
 }
 
-impl Bench {
+/// What a subscription runs its plugin with.
+fn spec(topology: &Topology, reuse: bool) -> PluginSpec {
+    let subscription = &topology.subscriptions[0];
+    PluginSpec {
+        name: subscription.name.clone(),
+        kind: subscription.kind,
+        config: BTreeMap::new(),
+        grants: Grants::default(),
+        limits: Limits::default(),
+        reuse,
+        payload_bytes_max: u64::from(topology.payload_bytes_max),
+    }
+}
+
+impl Args {
     fn message(&self) -> Result<NewMessage> {
-        Ok(NewMessage::new(Topic::parse("bench.message")?, vec![b'x'; self.args.payload as usize]))
+        Ok(NewMessage::new(Topic::parse("bench.message")?, vec![b'x'; self.payload as usize]))
     }
 
     /// The key of a message, if they have any.
     fn key(&self, number: usize) -> Option<String> {
-        let place = number.checked_rem(self.args.keys as usize)?;
+        let place = number.checked_rem(self.keys as usize)?;
         Some(format!("key-{place}"))
     }
 
+    /// Commits messages at a steady pace, so many a commit, for as long as it is to go on. Answers when each was there.
+    async fn produce(
+        &self,
+        producer: &dyn Store,
+        per_commit: u32,
+        goes_on: impl Fn(usize) -> bool,
+    ) -> Result<Vec<(MessageId, Instant)>> {
+        let mut committed = Vec::new();
+        let begin = Instant::now();
+        while goes_on(committed.len()) {
+            let due = begin + Duration::from_secs_f64(committed.len() as f64 / f64::from(self.rate));
+            tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
+            let mut batch = Vec::with_capacity(per_commit as usize);
+            for number in committed.len()..committed.len() + per_commit as usize {
+                batch.push(NewMessage { key: self.key(number), ..self.message()? });
+            }
+            producer.enqueue(&batch).await?;
+            let now = Instant::now();
+            committed.extend(batch.into_iter().map(|message| (message.id, now)));
+        }
+        Ok(committed)
+    }
+}
+
+/// How long messages waited, from a commit's return in the producer to the start of the handler.
+fn waits(committed: &[(MessageId, Instant)], started: &HashMap<MessageId, Instant>) -> Result<Latency> {
+    // The handler can win the race against the producer's own return: that is no wait.
+    let mut waits: Vec<f64> = committed
+        .iter()
+        .filter_map(|(id, at)| started.get(id).map(|start| start.saturating_duration_since(*at)))
+        .map(|wait| wait.as_secs_f64() * 1000.0)
+        .collect();
+    ensure!(waits.len() == committed.len(), "{} of {} messages ran", waits.len(), committed.len());
+    ensure!(!waits.is_empty(), "no messages were sent");
+    waits.sort_by(f64::total_cmp);
+    let at = |part: f64| round(waits[((waits.len() - 1) as f64 * part) as usize], 3);
+    Ok(Latency { p50: at(0.50), p99: at(0.99) })
+}
+
+impl Bench {
     /// The messages of one drain. Messages a second.
     async fn enqueue(&self) -> Result<f64> {
-        self.enqueue_many(self.args.messages, |message, number| message.key = self.key(number)).await
+        self.enqueue_many(self.args.messages, |message, number| message.key = self.args.key(number)).await
     }
 
     /// One producer, committing by hundreds. Messages a second.
     async fn enqueue_many(&self, count: u32, change: impl Fn(&mut NewMessage, usize)) -> Result<f64> {
-        let template = self.message()?;
+        let template = self.args.message()?;
         let count = count as usize;
         let started = Instant::now();
         for first in (0..count).step_by(ENQUEUE_BATCH) {
@@ -307,22 +387,13 @@ impl Bench {
     }
 
     fn plugin(&self, reuse: bool) -> Result<Arc<dyn Invoker>> {
-        let spec = PluginSpec {
-            name: self.topology.subscriptions[0].name.clone(),
-            kind: SubscriptionKind::Handler,
-            config: std::collections::BTreeMap::new(),
-            grants: Grants::default(),
-            limits: Limits::default(),
-            reuse,
-            payload_bytes_max: u64::from(self.topology.payload_bytes_max),
-        };
-        Ok(self.host.plugin(&self.component, spec)?)
+        Ok(self.host.plugin(&self.component, spec(&self.topology, reuse))?)
     }
 
     /// Microseconds of the sandbox for a message, with nothing else to do: the mean after a round that warms up.
     async fn quiet(&self, reuse: bool) -> Result<f64> {
         let plugin = self.plugin(reuse)?;
-        let NewMessage { id, topic, payload, content_type, .. } = self.message()?;
+        let NewMessage { id, topic, payload, content_type, .. } = self.args.message()?;
         let (key, headers, tenant, priority) = (None, Vec::new(), None, Priority::NORMAL);
         let message = Message { id, topic, key, priority, payload, content_type, headers, tenant };
         let attempt = Attempt {
@@ -354,7 +425,7 @@ impl Bench {
             first: Mutex::new(None),
             each: each.then(Mutex::default),
         });
-        let binding = Binding { subscription, id: self.id, invoker: started.clone() };
+        let binding = Binding { subscription, id: self.id, runs: Runs::Fixed(started.clone()) };
         let options = EngineOptions::new(Name::parse("bench")?);
         Ok((Engine::start(&self.store, vec![binding], vec![], options, sandbox.handle()), started))
     }
@@ -407,17 +478,8 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         // The ranges of both keep it far from the end of the numbers.
-        let total = self.args.rate * self.args.seconds;
-        let mut committed = Vec::with_capacity(total as usize);
-        let begin = Instant::now();
-        for i in 0..total {
-            let due = begin + Duration::from_secs_f64(f64::from(i) / f64::from(self.args.rate));
-            tokio::time::sleep(due.saturating_duration_since(Instant::now())).await;
-            let message = NewMessage { key: self.key(i as usize), ..self.message()? };
-            let id = message.id.clone();
-            producer.enqueue(std::slice::from_ref(&message)).await?;
-            committed.push((id, Instant::now()));
-        }
+        let total = (self.args.rate * self.args.seconds) as usize;
+        let committed = self.args.produce(&*producer, 1, |sent| sent < total).await?;
         let each = started.each.as_ref().context("starts were not noted")?;
         let is_missing = || {
             let each = each.lock().unwrap_or_else(PoisonError::into_inner);
@@ -430,16 +492,7 @@ impl Bench {
         engine.drain().await;
         sandbox.shutdown_background();
         let each = each.lock().unwrap_or_else(PoisonError::into_inner);
-        // The handler can win the race against the producer's own return: that is no wait.
-        let mut waits: Vec<f64> = committed
-            .iter()
-            .filter_map(|(id, at)| each.get(id).map(|start| start.saturating_duration_since(*at)))
-            .map(|wait| wait.as_secs_f64() * 1000.0)
-            .collect();
-        ensure!(waits.len() == committed.len(), "{} of {} messages ran", waits.len(), committed.len());
-        waits.sort_by(f64::total_cmp);
-        let at = |part: f64| round(waits[((waits.len() - 1) as f64 * part) as usize], 3);
-        Ok(Latency { p50: at(0.50), p99: at(0.99) })
+        waits(&committed, &each)
     }
 }
 

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use laneway_core::{AppliedTopology, Invoker, Name, Store, SubscriptionId};
-use laneway_engine::{Binding, Engine, EngineOptions};
-use laneway_host::{Host, HostError, HostOptions};
+use laneway_core::{AppliedTopology, Name, PluginLoader, Store, SubscriptionId};
+use laneway_engine::{Binding, Engine, EngineOptions, Runs};
+use laneway_host::Grants;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::Shared;
-use crate::config::{Config, SubscriptionConfig};
+use crate::config::{Config, PluginSource, SubscriptionConfig};
+use crate::loader::Loader;
 use crate::{exit, output};
 
 #[derive(clap::Args)]
@@ -29,54 +30,74 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         config.node = node;
     }
     let mut signals = Signals::listen()?;
-    let (store, topology, bindings) = tokio::select! {
-        ready = prepare(&config, args.apply) => ready?,
-        name = signals.next() => {
-            info!("{name}: stopped before anything was claimed");
-            return Ok(());
-        }
-    };
-    let sandbox = sandbox(config.sandbox_threads)?;
-    let options = EngineOptions {
-        poll_interval: config.poll_interval,
-        grace: config.grace,
-        ..EngineOptions::new(config.node.clone())
-    };
-    for what in &config.schedules.turned_off {
-        warn!("cleanup.{} is turned off: its retention is not above zero", what.as_str());
-    }
-    let engine = Engine::start(&store, bindings, config.schedules.all.clone(), options, sandbox.handle());
-    let stats = engine.stats().clone();
-    info!(storage = config.storage.kind(), topology = topology.revision, "laneway is running");
+    let Some(node) = Node::start(&config, args.apply, &mut signals).await? else { return Ok(()) };
     let name = signals.next().await;
-    info!("{name}: draining");
-    let incomplete = tokio::select! {
-        report = engine.drain() => (!report.complete).then_some("not everything could be handed back"),
-        _ = signals.next() => Some("a second signal came while it drained"),
-    };
-    sandbox.shutdown_background();
-    if shared.json {
-        output::json(&stats.snapshot())?;
+    node.stop(name, &mut signals, shared.json).await
+}
+
+/// A node at work.
+pub struct Node {
+    pub engine: Engine,
+    pub loader: Arc<Loader>,
+    sandbox: tokio::runtime::Runtime,
+}
+
+impl Node {
+    /// Starts a node; none if a signal came first.
+    pub async fn start(config: &Config, apply: bool, signals: &mut Signals) -> Result<Option<Self>> {
+        let (loader, store, topology, bindings) = tokio::select! {
+            ready = prepare(config, apply) => ready?,
+            name = signals.next() => {
+                info!("{name}: stopped before anything was claimed");
+                return Ok(None);
+            }
+        };
+        let sandbox = sandbox(config.sandbox_threads)?;
+        let options = EngineOptions {
+            poll_interval: config.poll_interval,
+            grace: config.grace,
+            ..EngineOptions::new(config.node.clone())
+        };
+        for what in &config.schedules.turned_off {
+            warn!("cleanup.{} is turned off: its retention is not above zero", what.as_str());
+        }
+        let engine = Engine::start(&store, bindings, config.schedules.all.clone(), options, sandbox.handle());
+        info!(storage = config.storage.kind(), topology = topology.revision, "laneway is running");
+        Ok(Some(Self { engine, loader, sandbox }))
     }
-    match incomplete {
-        None => Ok(()),
-        Some(why) => Err(exit::Incomplete(why).into()),
+
+    /// Drains the node, for this signal. A second one ends it at once.
+    pub async fn stop(self, signal: &str, signals: &mut Signals, json: bool) -> Result<()> {
+        info!("{signal}: draining");
+        let stats = self.engine.stats().clone();
+        let incomplete = tokio::select! {
+            report = self.engine.drain() => (!report.complete).then_some("not everything could be handed back"),
+            _ = signals.next() => Some("a second signal came while it drained"),
+        };
+        self.sandbox.shutdown_background();
+        if json {
+            output::json(&stats.snapshot())?;
+        }
+        match incomplete {
+            None => Ok(()),
+            Some(why) => Err(exit::Incomplete(why).into()),
+        }
     }
 }
 
 /// The signals that ask for an end.
-struct Signals {
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn listen() -> Result<Self> {
+    pub fn listen() -> Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// Waits for the next one, and names it.
-    async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
@@ -84,31 +105,17 @@ impl Signals {
     }
 }
 
+type Prepared = (Arc<Loader>, Arc<dyn Store>, AppliedTopology, Vec<Binding>);
+
 /// Everything up to the first claim. The plugins come first: a database is not made for what cannot run.
-async fn prepare(config: &Config, apply: bool) -> Result<(Arc<dyn Store>, AppliedTopology, Vec<Binding>)> {
-    let host = host(config)?;
-    let invokers = load(&host, &config.subscriptions).await?;
+async fn prepare(config: &Config, apply: bool) -> Result<Prepared> {
+    let loader = Arc::new(Loader::new(config)?);
+    let runs = load(&loader, &config.subscriptions).await?;
     let store = config.storage.open().await?;
     let topology = agree(&*store, config, apply).await?;
-    let bindings = bind(config, &topology, invokers)?;
-    Ok((store, topology, bindings))
-}
-
-/// The WebAssembly host that a configuration asks for.
-fn host(config: &Config) -> Result<Arc<Host>> {
-    let options = HostOptions {
-        cache_dir: config.cache_dir.clone(),
-        instances_max: config.instances_max,
-        memory_bytes_max: config.memory_bytes_max,
-        ..HostOptions::default()
-    };
-    match Host::new(options.clone()) {
-        Err(error @ HostError::Cache { .. }) if !config.cache_dir_is_set => {
-            warn!(%error, "no cache of compiled plugins: each start compiles them; `cache_dir` names another place");
-            Ok(Host::new(HostOptions { cache_dir: None, ..options })?)
-        }
-        made => Ok(made?),
-    }
+    store.note_grants(&config.node, &grants(config)?).await?;
+    let bindings = bind(config, &topology, runs)?;
+    Ok((loader, store, topology, bindings))
 }
 
 /// Threads for guests only, so that they delay no lease and no commit.
@@ -120,28 +127,27 @@ pub fn sandbox(threads: Option<usize>) -> Result<tokio::runtime::Runtime> {
     builder.thread_name("sandbox").enable_all().build().context("failed to start the sandbox threads")
 }
 
-async fn load(host: &Arc<Host>, subscriptions: &[SubscriptionConfig]) -> Result<Vec<Arc<dyn Invoker>>> {
-    let mut invokers: Vec<Arc<dyn Invoker>> = Vec::with_capacity(subscriptions.len());
-    for SubscriptionConfig { subscription, component, spec } in subscriptions {
+/// What runs each subscription. Files are loaded now; what is deployed is loaded as the database says.
+async fn load(loader: &Arc<Loader>, subscriptions: &[SubscriptionConfig]) -> Result<Vec<Runs>> {
+    let mut all = Vec::with_capacity(subscriptions.len());
+    for SubscriptionConfig { subscription, source, .. } in subscriptions {
         let name = &subscription.name;
-        let bytes = std::fs::read(component)
-            .with_context(|| format!("subscription `{name}`: failed to read {}", component.display()))?;
-        // Compiling takes long, and a signal is to be heard meanwhile.
-        let compiling = tokio::task::spawn_blocking({
-            let (host, spec) = (host.clone(), spec.clone());
-            move || host.plugin(&bytes, spec)
+        all.push(match source {
+            PluginSource::File(path) => {
+                let plugin = loader
+                    .load_file(name, path)
+                    .await
+                    .with_context(|| format!("subscription `{name}`: {} cannot run", path.display()))?;
+                info!(subscription = %name, plugin = %plugin.digest(), "plugin loaded");
+                Runs::Fixed(plugin)
+            }
+            PluginSource::Deployed(plugin) => {
+                let loader: Arc<dyn PluginLoader> = loader.clone();
+                Runs::Deployed { plugin: plugin.clone(), loader }
+            }
         });
-        let plugin = compiling
-            .await?
-            .with_context(|| format!("subscription `{name}`: {} cannot run", component.display()))?;
-        plugin
-            .validate()
-            .await
-            .with_context(|| format!("subscription `{name}`: {} refuses its configuration", component.display()))?;
-        info!(subscription = %name, plugin = %plugin.digest(), "plugin loaded");
-        invokers.push(plugin);
     }
-    Ok(invokers)
+    Ok(all)
 }
 
 /// The topology to work under: the configuration's, which must be the database's too.
@@ -158,14 +164,23 @@ async fn agree(store: &dyn Store, config: &Config, apply: bool) -> Result<Applie
     }
 }
 
-fn bind(config: &Config, topology: &AppliedTopology, invokers: Vec<Arc<dyn Invoker>>) -> Result<Vec<Binding>> {
+/// What each subscription grants its plugin, as JSON; `{}` if it is what all get.
+fn grants(config: &Config) -> Result<Vec<(Name, String)>> {
+    let written = |grants: &Grants| match *grants == Grants::default() {
+        true => Ok("{}".to_owned()),
+        false => serde_json::to_string(grants),
+    };
+    config.subscriptions.iter().map(|it| Ok((it.subscription.name.clone(), written(&it.spec.grants)?))).collect()
+}
+
+fn bind(config: &Config, topology: &AppliedTopology, runs: Vec<Runs>) -> Result<Vec<Binding>> {
     config
         .subscriptions
         .iter()
-        .zip(invokers)
-        .map(|(SubscriptionConfig { subscription, .. }, invoker)| {
+        .zip(runs)
+        .map(|(SubscriptionConfig { subscription, .. }, runs)| {
             let id = number(topology, &subscription.name)?;
-            Ok(Binding { subscription: subscription.clone(), id, invoker })
+            Ok(Binding { subscription: subscription.clone(), id, runs })
         })
         .collect()
 }

@@ -10,12 +10,13 @@ use laneway_core::{
     BreakerPolicy, Name, Ordering, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind,
     TopicPattern,
 };
-use laneway_host::{Grants, Limits, PluginSpec};
+use laneway_host::{Grants, Limits, PluginSpec, PublicKeys};
 use laneway_store::Storage;
 use serde::{Deserialize, Deserializer};
 
 use super::schedules::{CleanupBlock, ScheduleBlock, Schedules};
-use super::{Config, SubscriptionConfig};
+use super::secrets::SecretSource;
+use super::{Config, PluginSource, SubscriptionConfig};
 
 /// The commented file with every key: what `laneway config` prints.
 pub const REFERENCE: &str = include_str!("reference.toml");
@@ -33,6 +34,8 @@ const RATE_MIN: f64 = 0.001;
 const RATE_MAX: f64 = 1_000_000.0;
 /// Most deliveries that a cluster can be held to.
 const CLUSTER_CONCURRENCY_MAX: u32 = 1_000_000;
+/// Most bytes that one message can be let bring into the host's memory.
+const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 /// Most bytes that a payload may have: what the databases' rows and the sandbox can carry with ease.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -47,6 +50,10 @@ pub struct File {
     limits: LimitsBlock,
     #[serde(default)]
     sandbox: SandboxBlock,
+    #[serde(default)]
+    secrets: BTreeMap<Name, SecretSource>,
+    #[serde(default)]
+    plugins: PluginsBlock,
     #[serde(default, rename = "subscription")]
     subscriptions: Vec<SubscriptionBlock>,
     #[serde(default, rename = "schedule")]
@@ -113,6 +120,12 @@ impl Default for SandboxBlock {
     fn default() -> Self {
         Self { cache_dir: None, instances_max: 256, memory_bytes_max: 64 * 1024 * 1024 }
     }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct PluginsBlock {
+    require_signatures: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -241,6 +254,43 @@ struct PluginLimitsBlock {
     memory_bytes_max: Option<usize>,
     output_bytes_max: Option<usize>,
     effects_max: Option<usize>,
+    effect_bytes_max: Option<usize>,
+    log_lines_max: Option<u32>,
+    log_line_bytes_max: Option<usize>,
+    http_concurrent_max: Option<usize>,
+    http_response_bytes_max: Option<u64>,
+}
+
+impl PluginLimitsBlock {
+    /// These limits; what is not given is as by default.
+    fn check(self) -> Result<Limits> {
+        let defaults = Limits::default();
+        let limits = Limits {
+            memory_bytes_max: self.memory_bytes_max.unwrap_or(defaults.memory_bytes_max),
+            output_bytes_max: self.output_bytes_max.unwrap_or(defaults.output_bytes_max),
+            effects_max: self.effects_max.unwrap_or(defaults.effects_max),
+            effect_bytes_max: self.effect_bytes_max.unwrap_or(defaults.effect_bytes_max),
+            log_lines_max: self.log_lines_max.unwrap_or(defaults.log_lines_max),
+            log_line_bytes_max: self.log_line_bytes_max.unwrap_or(defaults.log_line_bytes_max),
+            http_concurrent_max: self.http_concurrent_max.unwrap_or(defaults.http_concurrent_max),
+            http_response_bytes_max: self.http_response_bytes_max.unwrap_or(defaults.http_response_bytes_max),
+            ..defaults
+        };
+        // The memory's upper bound is the sandbox's.
+        for (key, value, min, max) in [
+            ("memory_bytes_max", limits.memory_bytes_max as u64, 1, u64::MAX),
+            ("output_bytes_max", limits.output_bytes_max as u64, 1, OUTPUT_BYTES_MAX),
+            ("effects_max", limits.effects_max as u64, 0, 100_000),
+            ("effect_bytes_max", limits.effect_bytes_max as u64, 0, OUTPUT_BYTES_MAX),
+            ("log_lines_max", limits.log_lines_max.into(), 0, 100_000),
+            ("log_line_bytes_max", limits.log_line_bytes_max as u64, 1, 1 << 20),
+            ("http_concurrent_max", limits.http_concurrent_max as u64, 1, 1024),
+            ("http_response_bytes_max", limits.http_response_bytes_max, 0, OUTPUT_BYTES_MAX),
+        ] {
+            ensure!((min..=max).contains(&value), "limits.{key} is {value}; it must lie between {min} and {max}");
+        }
+        Ok(limits)
+    }
 }
 
 /// Reads a duration that is not negative.
@@ -265,6 +315,11 @@ fn parse_duration(text: &str) -> Result<Duration> {
     Duration::try_from(signed).map_err(|_| anyhow::anyhow!("`{text}` is negative; durations start at 0"))
 }
 
+/// A duration on the command line.
+pub fn duration_argument(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| format!("{error:#}"))
+}
+
 fn parse_signed_duration(text: &str) -> Result<SignedDuration> {
     let explain = || format!("`{text}` is no duration; write it like \"100ms\", \"30s\", \"5m\" or \"7d\"");
     let span: Span = text.parse().with_context(explain)?;
@@ -287,6 +342,10 @@ impl File {
             "limits.payload_bytes_max is {}; it must lie between 1 and {PAYLOAD_BYTES_MAX}",
             self.limits.payload_bytes_max
         );
+        let trusted_keys = match &self.plugins.require_signatures {
+            Some(keys) => Some(PublicKeys::parse(keys).context("plugins.require_signatures")?),
+            None => None,
+        };
         let mut subscriptions = Vec::with_capacity(self.subscriptions.len());
         for block in self.subscriptions {
             let name = block.name.clone();
@@ -295,7 +354,7 @@ impl File {
                 "subscription `{name}` is declared twice; names are identities"
             );
             let checked = block
-                .check(folder, &self.sandbox, self.limits.payload_bytes_max)
+                .check(folder, &self.sandbox, &self.secrets, self.limits.payload_bytes_max)
                 .with_context(|| format!("subscription `{name}`"))?;
             subscriptions.push(checked);
         }
@@ -313,6 +372,8 @@ impl File {
             instances_max: self.sandbox.instances_max,
             memory_bytes_max: self.sandbox.memory_bytes_max,
             payload_bytes_max: self.limits.payload_bytes_max,
+            secrets: self.secrets.into_iter().map(|(name, source)| (name, source.relative_to(folder))).collect(),
+            trusted_keys,
             subscriptions,
             schedules,
         })
@@ -337,7 +398,13 @@ fn check_destinations(subscriptions: &[SubscriptionConfig]) -> Result<()> {
 }
 
 impl SubscriptionBlock {
-    fn check(self, folder: &Path, sandbox: &SandboxBlock, payload_bytes_max: u32) -> Result<SubscriptionConfig> {
+    fn check(
+        self,
+        folder: &Path,
+        sandbox: &SandboxBlock,
+        secrets: &BTreeMap<Name, SecretSource>,
+        payload_bytes_max: u32,
+    ) -> Result<SubscriptionConfig> {
         let (kind, component) = match (self.handler, self.publisher) {
             (Some(path), None) => (SubscriptionKind::Handler, path),
             (None, Some(path)) => (SubscriptionKind::Publisher, path),
@@ -397,13 +464,13 @@ impl SubscriptionBlock {
                 Some(BreakerPolicy { failures, pause })
             }
         };
-        let defaults = Limits::default();
-        let limits = Limits {
-            memory_bytes_max: self.limits.memory_bytes_max.unwrap_or(defaults.memory_bytes_max),
-            output_bytes_max: self.limits.output_bytes_max.unwrap_or(defaults.output_bytes_max),
-            effects_max: self.limits.effects_max.unwrap_or(defaults.effects_max),
-            ..defaults
-        };
+        let limits = self.limits.check()?;
+        for name in &self.grants.secrets {
+            ensure!(
+                secrets.contains_key(name),
+                "grants.secrets has `{name}`, which `[secrets]` has not; add there: {name} = {{ env = \"{name}\" }}"
+            );
+        }
         ensure!(
             limits.memory_bytes_max <= sandbox.memory_bytes_max,
             "limits.memory_bytes_max is {}, over sandbox.memory_bytes_max, which is {}",
@@ -439,8 +506,20 @@ impl SubscriptionBlock {
             reuse: self.reuse,
             payload_bytes_max: u64::from(payload_bytes_max),
         };
-        Ok(SubscriptionConfig { subscription, component: folder.join(component), spec })
+        Ok(SubscriptionConfig { subscription, source: source(component, folder)?, spec })
     }
+}
+
+/// What has a folder or ends in `.wasm` is a file; all else is a plugin's name.
+fn source(component: PathBuf, folder: &Path) -> Result<PluginSource> {
+    let is_file = component.components().count() > 1 || component.extension().is_some_and(|e| e == "wasm");
+    if is_file {
+        return Ok(PluginSource::File(folder.join(component)));
+    }
+    let name = component.to_string_lossy();
+    let name =
+        Name::parse(&name).with_context(|| format!("`{name}` is neither a `.wasm` file nor a plugin's name"))?;
+    Ok(PluginSource::Deployed(name))
 }
 
 /// A relative SQLite path in the file is relative to the file; one on the command line, to where the user stands.
@@ -462,7 +541,8 @@ fn default_node() -> Result<Name> {
     Ok(Name::parse(&format!("{}-{}", &host[..host.len().min(100)], std::process::id()))?)
 }
 
-fn default_cache_dir() -> Option<PathBuf> {
+/// Where compiled plugins are kept if nothing else is said.
+pub fn default_cache_dir() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
     base.map(|base| base.join("laneway"))

@@ -8,8 +8,10 @@ use laneway_core::{
     BreakerPolicy, Cleanup, CleanupPolicy, CronExpression, Header, MessageId, Missed, Name, NewMessage, Ordering,
     Priority, RetryPolicy, RetrySchedule, Schedule, ScheduleAction, SubscriptionKind, Topic, TopicPattern,
 };
+use laneway_host::PublicKeys;
 
-use super::{Config, REFERENCE, SubscriptionConfig};
+use super::secrets::SecretSource;
+use super::{Config, PluginSource, REFERENCE, SubscriptionConfig};
 
 const HANDLER: &str = "name = \"s\"\ntopic = \"t.>\"\nhandler = \"h.wasm\"\n";
 const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n";
@@ -18,7 +20,7 @@ const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n
 type Key<T> = (&'static str, &'static str, fn(&mut T));
 
 /// Keys of a subscription, a handler.
-const SUBSCRIPTION: [Key<SubscriptionConfig>; 19] = [
+const SUBSCRIPTION: [Key<SubscriptionConfig>; 28] = [
     ("concurrency", "3", |it| it.subscription.concurrency = 3),
     ("claim_batch", "77", |it| it.subscription.claim_batch = 77),
     ("lease", "\"45s\"", |it| it.subscription.lease = Duration::from_secs(45)),
@@ -41,9 +43,18 @@ const SUBSCRIPTION: [Key<SubscriptionConfig>; 19] = [
     ("grants.http", "[\"https://x.example\"]", |it| {
         it.spec.grants.http = vec!["https://x.example".parse().unwrap()]
     }),
+    ("grants.emit", "[\"a.>\"]", |it| it.spec.grants.emit = vec![TopicPattern::parse("a.>").unwrap()]),
+    ("grants.state", "false", |it| it.spec.grants.state = false),
+    ("grants.clocks", "true", |it| it.spec.grants.clocks = true),
+    ("grants.random", "true", |it| it.spec.grants.random = true),
     ("limits.memory_bytes_max", "4_000_000", |it| it.spec.limits.memory_bytes_max = 4_000_000),
     ("limits.output_bytes_max", "5_000", |it| it.spec.limits.output_bytes_max = 5_000),
     ("limits.effects_max", "6", |it| it.spec.limits.effects_max = 6),
+    ("limits.effect_bytes_max", "7_000", |it| it.spec.limits.effect_bytes_max = 7_000),
+    ("limits.log_lines_max", "8", |it| it.spec.limits.log_lines_max = 8),
+    ("limits.log_line_bytes_max", "900", |it| it.spec.limits.log_line_bytes_max = 900),
+    ("limits.http_concurrent_max", "3", |it| it.spec.limits.http_concurrent_max = 3),
+    ("limits.http_response_bytes_max", "4_000", |it| it.spec.limits.http_response_bytes_max = 4_000),
 ];
 
 /// Keys of a subscription's retries.
@@ -58,7 +69,7 @@ const RETRY: [Key<RetryPolicy>; 7] = [
 ];
 
 /// Keys of the node.
-const NODE: [Key<Config>; 8] = [
+const NODE: [Key<Config>; 10] = [
     ("node.name", "\"n\"", |it| it.node = Name::parse("n").unwrap()),
     ("node.poll_interval", "\"2s\"", |it| it.poll_interval = Duration::from_secs(2)),
     ("node.grace", "\"3s\"", |it| it.grace = Duration::from_secs(3)),
@@ -70,6 +81,13 @@ const NODE: [Key<Config>; 8] = [
     ("sandbox.instances_max", "5", |it| it.instances_max = 5),
     ("sandbox.memory_bytes_max", "6_000_000", |it| it.memory_bytes_max = 6_000_000),
     ("limits.payload_bytes_max", "7", |it| it.payload_bytes_max = 7),
+    ("secrets.TOKEN", "{ file = \"t\" }", |it| {
+        it.secrets.insert(Name::parse("TOKEN").unwrap(), SecretSource::File("/etc/laneway/t".into()));
+    }),
+    ("plugins.require_signatures", "[\"RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\"]", |it| {
+        let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3".to_owned();
+        it.trusted_keys = Some(PublicKeys::parse(&[key]).unwrap());
+    }),
 ];
 
 const SCHEDULED: &str = "[[schedule]]\nname = \"s\"\ncron = \"@daily\"\ntopic = \"t\"\n";
@@ -170,7 +188,7 @@ fn subscription(text: &str) -> SubscriptionConfig {
 
 /// All that a subscription's block decides.
 fn told(it: &SubscriptionConfig) -> String {
-    format!("{:#?} {:?} {:#?}", it.subscription, it.component, it.spec)
+    format!("{:#?} {:?} {:#?}", it.subscription, it.source, it.spec)
 }
 
 /// All that the other blocks decide.
@@ -180,7 +198,7 @@ fn told_of_node(it: &Config) -> String {
         laneway_store::Storage::Postgres(options) => options.url.clone(),
     };
     format!(
-        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {}",
+        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {} {:?} {:?}",
         it.node,
         it.poll_interval,
         it.grace,
@@ -189,7 +207,9 @@ fn told_of_node(it: &Config) -> String {
         it.cache_dir_is_set,
         it.instances_max,
         it.memory_bytes_max,
-        it.payload_bytes_max
+        it.payload_bytes_max,
+        it.secrets,
+        it.trusted_keys
     )
 }
 
@@ -202,6 +222,13 @@ fn each_key_of_a_subscription_changes_its_own_value() {
         assert_ne!(told(&wanted), before, "{key} = {value} is the default");
         assert_eq!(told(&subscription(&format!("{HANDLER}{key} = {value}"))), told(&wanted), "{key}");
     }
+}
+
+#[test]
+fn secrets_are_granted_by_name() {
+    let text = format!("[secrets]\nT = {{ env = \"T\" }}\n[[subscription]]\n{HANDLER}grants.secrets = [\"T\"]");
+    let it = config(&text).subscriptions.remove(0);
+    assert_eq!(it.spec.grants.secrets, [Name::parse("T").unwrap()].into());
 }
 
 #[test]
@@ -227,10 +254,18 @@ fn name_topic_and_plugin_are_what_the_file_says() {
     assert_eq!((it.subscription.name.as_str(), it.spec.name.as_str()), ("s", "s"));
     assert_eq!(it.subscription.pattern, TopicPattern::parse("t.>").unwrap());
     assert_eq!((it.subscription.kind, it.spec.kind), (SubscriptionKind::Publisher, SubscriptionKind::Publisher));
-    assert_eq!(it.component, Path::new("/etc/laneway/p.wasm"));
+    assert_eq!(it.source, PluginSource::File("/etc/laneway/p.wasm".into()));
     let it = subscription(HANDLER);
     assert_eq!((it.subscription.kind, it.spec.kind), (SubscriptionKind::Handler, SubscriptionKind::Handler));
-    assert_eq!(it.component, Path::new("/etc/laneway/h.wasm"));
+    assert_eq!(it.source, PluginSource::File("/etc/laneway/h.wasm".into()));
+    let file = |text: &str| PluginSource::File(format!("/etc/laneway/{text}").into());
+    let deployed = |text: &str| PluginSource::Deployed(Name::parse(text).unwrap());
+    for (text, source) in
+        [("h", deployed("h")), ("h.v2", deployed("h.v2")), ("./h", file("./h")), ("d/h", file("d/h"))]
+    {
+        let it = subscription(&format!("name = \"s\"\ntopic = \"t.>\"\nhandler = \"{text}\""));
+        assert_eq!(it.source, source, "{text}");
+    }
 }
 
 #[test]
@@ -291,7 +326,7 @@ fn no_key_of_the_reference_is_without_a_test() {
     let mut tested = of("", &["storage.url"]);
     tested.extend(of("", &NODE.map(|(key, ..)| key)));
     tested.extend(of("subscription.", &["name", "topic", "handler", "publisher", "publish_batch"]));
-    tested.extend(of("subscription.", &["breaker.pause"]));
+    tested.extend(of("subscription.", &["breaker.pause", "grants.secrets"]));
     tested.extend(of("subscription.", &SUBSCRIPTION.map(|(key, ..)| key)));
     tested.extend(of("subscription.retry.", &RETRY.map(|(key, ..)| key)));
     tested.extend(of("schedule.", &["name", "cron", "topic"]));

@@ -4,17 +4,19 @@ mod file;
 #[cfg(test)]
 mod keys;
 pub mod schedules;
+pub mod secrets;
 mod suggest;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use laneway_core::{Name, Subscription, Topology};
-use laneway_host::PluginSpec;
+use laneway_host::{PluginSpec, PublicKeys};
 use laneway_store::Storage;
 
-pub use file::{PAYLOAD_BYTES_MAX, REFERENCE};
+pub use file::{PAYLOAD_BYTES_MAX, REFERENCE, default_cache_dir, duration_argument};
 
 /// A checked configuration.
 pub struct Config {
@@ -38,6 +40,10 @@ pub struct Config {
     pub memory_bytes_max: usize,
     /// Largest payload, in bytes.
     pub payload_bytes_max: u32,
+    /// Where the node's secrets come from, by name.
+    pub secrets: BTreeMap<Name, secrets::SecretSource>,
+    /// Keys of which one must have signed a plugin; `None` runs plugins without a signature too.
+    pub trusted_keys: Option<PublicKeys>,
     /// The subscriptions with their plugins.
     pub subscriptions: Vec<SubscriptionConfig>,
     /// What is done at which times.
@@ -48,10 +54,19 @@ pub struct Config {
 pub struct SubscriptionConfig {
     /// Its declaration.
     pub subscription: Subscription,
-    /// The component's file.
-    pub component: PathBuf,
+    /// Where its component comes from.
+    pub source: PluginSource,
     /// How the component is run.
     pub spec: PluginSpec,
+}
+
+/// Where a subscription's component comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PluginSource {
+    /// From this file, when the node starts.
+    File(PathBuf),
+    /// From the database: whatever version of the plugin of this name is deployed.
+    Deployed(Name),
 }
 
 impl Config {
@@ -131,6 +146,7 @@ mod tests {
         assert_eq!(reference.instances_max, defaults.instances_max);
         assert_eq!(reference.memory_bytes_max, defaults.memory_bytes_max);
         assert_eq!(reference.payload_bytes_max, defaults.payload_bytes_max);
+        assert_eq!((&reference.trusted_keys, &defaults.trusted_keys), (&None, &None));
         let mut example = reference.subscriptions[0].subscription.clone();
         example.name = defaults.subscriptions[0].subscription.name.clone();
         assert_eq!(example, defaults.subscriptions[0].subscription);
@@ -150,7 +166,7 @@ mod tests {
                 _ => format!("{line}\n"),
             })
             .collect();
-        for key in ["max_elapsed", "sandbox_threads", "cache_dir", "idempotent"] {
+        for key in ["max_elapsed", "sandbox_threads", "cache_dir", "require_signatures", "idempotent"] {
             assert!(text.contains(&format!("\n{key} = ")), "{key}");
         }
         let config = parse(&text).unwrap();
@@ -186,10 +202,18 @@ mod tests {
                 "HTTP grant `nonsense`",
             ),
             ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlimits = { memory_bytes_max = 999999999 }", "memory"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\nlimits = { http_concurrent_max = 0 }", "between 1 and"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\ngrants = { emit = [\"a.>.b\"] }", "before its end"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\ngrants = { emits = [\"a\"] }", "did you mean `emit`"),
+            ("name = \"s\"\ntopic = \"a\"\nhandler = \"h\"\ngrants = { secrets = [\"T\"] }", "T = { env = \"T\" }"),
         ] {
             let error = error(&format!("[[subscription]]\n{text}"));
             assert!(error.contains(wants), "{text}: {error}");
         }
+        let keys = error("[plugins]\nrequire_signatures = []");
+        assert!(keys.contains("plugins.require_signatures") && keys.contains("at least one"), "{keys}");
+        let keys = error("[plugins]\nrequire_signatures = [\"not a key\"]");
+        assert!(keys.contains("key 1 is no minisign public key") && !keys.contains("not a key"), "{keys}");
         let of = |name: &str, failures: u32| {
             format!(
                 "[[subscription]]\nname = \"{name}\"\ntopic = \"t.>\"\nhandler = \"h.wasm\"\n\

@@ -77,14 +77,21 @@ fn of_v6(address: Ipv6Addr) -> Kind {
         // An IPv4 address in IPv6 clothing: mapped, compatible, translated, NAT64, 6to4.
         [0, 0, 0, 0, 0, 0xffff | 0, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => v4_in(high, low),
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => v4_in(high, low),
-        [0xfd00, 0x0ec2, ..] => Kind::Metadata,
+        // Clouds' own: AWS, Google, Oracle, Scaleway, Akamai.
+        [0xfd00, 0xa9fe, ..] => Kind::Metadata,
+        [0xfd00, 0x0ec2, ..] | [0xfd20, 0x00ce, ..] | [0xfd00, 0x00c1, ..] | [0xfd00, 0x0042, ..] => Kind::Metadata,
         // Link-local.
         [s, ..] if s & 0xffc0 == 0xfe80 => Kind::Metadata,
         // Unique local, site-local, local NAT64.
         [s, ..] if s & 0xfe00 == 0xfc00 || s & 0xffc0 == 0xfec0 => Kind::Private,
+        // Which IPv4 address it has, its network decides; the last part is the usual place.
+        [0x64, 0xff9b, 1, _, _, _, high, low] if v4_in(high, low) == Kind::Metadata => Kind::Metadata,
         [0x64, 0xff9b, 1, ..] => Kind::Private,
-        // Teredo, documentation.
-        [0x2001, 0 | 0x0db8, ..] | [0x3fff, ..] => Kind::Unusable,
+        // Protocol assignments (Teredo, benchmarks, ORCHID), documentation.
+        [0x2001, ..=0x01ff | 0x0db8, ..] => Kind::Unusable,
+        [0x3fff, second, ..] if second & 0xf000 == 0 => Kind::Unusable,
+        // ISATAP: the last part is the IPv4 address of a host that a router of the network tunnels to.
+        [s, _, _, _, 0 | 0x0200, 0x5efe, high, low] if s & 0xe000 == 0x2000 => v4_in(high, low),
         // Global unicast is 2000::/3; all else is multicast, discard-only or not assigned.
         [s, ..] if s & 0xe000 == 0x2000 => Kind::Public,
         _ => Kind::Unusable,
@@ -134,11 +141,26 @@ mod tests {
             ("64:ff9b::10.0.0.1", Kind::Private),
             ("64:ff9b::1.1.1.1", Kind::Public),
             ("64:ff9b:1::1", Kind::Private),
+            ("64:ff9b:1::a9fe:a9fe", Kind::Metadata),
+            ("64:ff9b:1:ffff::10.0.0.1", Kind::Private),
+            ("fd00:a9fe:a9fe::1", Kind::Metadata),
             ("2002:7f00:1::", Kind::Loopback),
             ("2002:a9fe:a9fe::", Kind::Metadata),
             ("fe80::1", Kind::Metadata),
             ("febf::1", Kind::Metadata),
             ("fd00:ec2::254", Kind::Metadata),
+            ("fd20:ce::254", Kind::Metadata),
+            ("fd00:c1::a9fe:a9fe", Kind::Metadata),
+            ("fd00:42::42", Kind::Metadata),
+            ("64:ff9b::169.254.169.254", Kind::Metadata),
+            ("::169.254.169.254", Kind::Metadata),
+            ("2001:2::1", Kind::Unusable),
+            ("2001:10::1", Kind::Unusable),
+            ("3fff::1", Kind::Unusable),
+            ("2a00:1450::5efe:10.0.0.1", Kind::Private),
+            ("2a00:1450::200:5efe:127.0.0.1", Kind::Loopback),
+            ("2001:200::1", Kind::Public),
+            ("192.0.0.192", Kind::Unusable),
             ("fc00::1", Kind::Private),
             ("fdff::1", Kind::Private),
             ("fec0::1", Kind::Private),

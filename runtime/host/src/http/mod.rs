@@ -3,9 +3,12 @@
 mod address;
 mod body;
 mod connect;
+mod mock;
 mod request;
+mod target;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,10 +19,12 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use wasmtime_wasi_http::WasiBody;
 
 pub(crate) use request::{Access, Hooks};
+pub(crate) use unsent::{FIELDS_BYTES_MAX, link};
 
 use crate::PluginError;
 use crate::grant::{HttpGrant, Reach};
-use connect::Connector;
+use crate::mock::Mock;
+use connect::{Connector, Resolver, Shares, SystemResolver};
 
 /// Idle connections that are kept to one host.
 const IDLE_PER_HOST_MAX: usize = 16;
@@ -29,14 +34,31 @@ const BUFFER_BYTES_MAX: usize = 256 << 10;
 
 type PooledClient = Client<HttpsConnector<Connector>, WasiBody>;
 
-/// The host's clients, one for each reach: a connection that one grant allowed is not lent to a narrower one.
-#[derive(Default)]
-pub(crate) struct Clients {
+/// What the clients of all plugins have in common.
+pub(crate) struct Network {
+    resolver: Arc<dyn Resolver>,
+    /// Answers for the network, if there is to be none.
+    mock: Option<Arc<dyn Mock>>,
     tls: OnceLock<Result<rustls::ClientConfig, String>>,
-    made: [OnceLock<PooledClient>; 4],
 }
 
-impl Clients {
+impl Default for Network {
+    fn default() -> Self {
+        Self::resolving(Arc::new(SystemResolver))
+    }
+}
+
+impl Network {
+    /// One whose names this resolver finds.
+    pub(crate) fn resolving(resolver: Arc<dyn Resolver>) -> Self {
+        Self { resolver, mock: None, tls: OnceLock::new() }
+    }
+
+    /// One that this answers for.
+    pub(crate) fn mocked(mock: Arc<dyn Mock>) -> Self {
+        Self { mock: Some(mock), ..Self::default() }
+    }
+
     /// Makes sure that what these grants need is there.
     pub(crate) fn prepare(&self, grants: &[HttpGrant]) -> Result<(), PluginError> {
         match self.tls() {
@@ -57,6 +79,25 @@ impl Clients {
             Ok(config.with_no_client_auth())
         })
     }
+}
+
+/// A plugin's clients, one for each reach: a connection that one grant allowed is not lent to a narrower one, nor to
+/// another plugin.
+pub(crate) struct Clients {
+    network: Arc<Network>,
+    shares: Shares,
+    made: [OnceLock<PooledClient>; 4],
+}
+
+impl Clients {
+    /// Clients that have so many connections open at once, those that are kept included.
+    pub(crate) fn new(network: Arc<Network>, connections_max: usize) -> Self {
+        Self { network, shares: Shares::new(connections_max), made: Default::default() }
+    }
+
+    fn mock(&self) -> Option<&Arc<dyn Mock>> {
+        self.network.mock.as_ref()
+    }
 
     fn of(&self, reach: Reach) -> &PooledClient {
         let slot = match reach {
@@ -66,12 +107,11 @@ impl Clients {
             Reach::Literal => 3,
         };
         self.made[slot].get_or_init(|| {
-            let tls = self.tls().clone().unwrap_or_else(|_| without_roots());
-            let connector = HttpsConnectorBuilder::new()
-                .with_tls_config(tls)
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(Connector { reach });
+            let tls = self.network.tls().clone().unwrap_or_else(|_| without_roots());
+            let connector =
+                HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(
+                    Connector { reach, resolver: Arc::clone(&self.network.resolver), shares: self.shares.clone() },
+                );
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE_TIMEOUT)

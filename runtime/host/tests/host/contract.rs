@@ -42,7 +42,7 @@ fn an_import_that_is_not_granted_is_refused_with_the_grant_to_add() {
         error.contains("`wasi:http/types@0.2.0`") && error.contains("grants.http = [\"https://host\"]"),
         "{error}"
     );
-    let grants = Grants { http: vec!["http://127.0.0.1:9".parse().unwrap()] };
+    let grants = Grants { http: vec!["http://127.0.0.1:9".parse().unwrap()], ..Grants::default() };
     host().plugin(&guest.build(), PluginSpec { grants, ..spec(Handler) }).unwrap();
 
     let evil = r#"(import "evil:host/run@1.0.0" "run" (func $run));;--"#;

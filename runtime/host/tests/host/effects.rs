@@ -140,6 +140,38 @@ async fn what_no_database_can_hold_ends_the_attempt_that_wrote_it() {
     let headed = EMIT
         .replace(&format!("(i32.const 0) (i32.const 0) {body}"), &format!("(i32.const 96) (i32.const 1) {body}"));
     assert!(keyed != EMIT && headed != EMIT);
+    // What the outbox does not take is too long, at the limit and over it.
+    let letters = "(memory.fill (i32.const 4096) (i32.const 97) (i32.const 61000))";
+    let key = |bytes: u32| {
+        keyed.replace("(i32.const 16) (i32.const 4)", &format!("(i32.const 4096) (i32.const {bytes})"))
+    };
+    let value = |bytes: u32| {
+        let header = format!(
+            "(i32.store (i32.const 96) (i32.const 16)) (i32.store (i32.const 100) (i32.const 3))
+            (i32.store (i32.const 104) (i32.const 4096)) (i32.store (i32.const 108) (i32.const {bytes}))"
+        );
+        format!("{header} {headed}")
+    };
+    for (emit, wants) in [
+        (key(1_024), None),
+        (key(1_025), Some("the key of an emitted message has 1025 bytes; at most 1024 are allowed")),
+        (value(61_000), None),
+        (
+            // Each of them is six bytes in JSON.
+            format!("(memory.fill (i32.const 4096) (i32.const 1) (i32.const 61000)) {}", value(11_000)),
+            Some("the JSON of the headers of an emitted message has 66011 bytes; at most 65536 are allowed"),
+        ),
+    ] {
+        let work = format!("{letters} {emit} {OK}");
+        let done = run(&handler(&guest(&work)), call()).await;
+        match wants {
+            None => done.result.unwrap(),
+            Some(wants) => {
+                let (reason, error) = retried(&done);
+                assert_eq!((reason, error.contains(wants)), (Reason::EFFECT_LIMIT, true), "{error}");
+            }
+        }
+    }
     for (emit, wants) in [(keyed, "the key of an emitted message"), (headed, "a header of an emitted message")] {
         let (reason, error) = retried(&run(&handler(&guest(&format!("{header} {emit} {OK}"))), call()).await);
         assert_eq!(reason, Reason::EFFECT_LIMIT);

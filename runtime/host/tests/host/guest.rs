@@ -6,29 +6,69 @@ use wit_parser::Resolve;
 /// Interfaces of WASI that guests here use, cut down to the functions that they use.
 const WASI: &str = "
 package wasi:io@0.2.0 {
-    interface poll { resource pollable { block: func(); } }
+    interface poll {
+        resource pollable { block: func(); ready: func() -> bool; }
+        poll: func(in: list<borrow<pollable>>) -> list<u32>;
+    }
     interface error { resource error; }
     interface streams {
         use error.{error};
         variant stream-error { last-operation-failed(error), closed }
-        resource output-stream { write: func(contents: list<u8>) -> result<_, stream-error>; }
+        resource input-stream { blocking-read: func(len: u64) -> result<list<u8>, stream-error>; }
+        resource output-stream {
+            check-write: func() -> result<u64, stream-error>;
+            write: func(contents: list<u8>) -> result<_, stream-error>;
+            blocking-write-and-flush: func(contents: list<u8>) -> result<_, stream-error>;
+            write-zeroes: func(len: u64) -> result<_, stream-error>;
+        }
     }
 }
 package wasi:clocks@0.2.0 {
     interface monotonic-clock {
         use wasi:io/poll@0.2.0.{pollable};
+        now: func() -> u64;
         subscribe-duration: func(when: u64) -> pollable;
     }
+    interface wall-clock {
+        record datetime { seconds: u64, nanoseconds: u32 }
+        now: func() -> datetime;
+    }
+}
+package wasi:random@0.2.0 {
+    interface random { get-random-bytes: func(len: u64) -> list<u8>; get-random-u64: func() -> u64; }
+    interface insecure { get-insecure-random-u64: func() -> u64; }
+    interface insecure-seed { insecure-seed: func() -> tuple<u64, u64>; }
 }
 package wasi:cli@0.2.0 {
     interface environment { get-arguments: func() -> list<string>; }
+    interface exit { exit: func(status: result); }
+    interface stdin {
+        use wasi:io/streams@0.2.0.{input-stream};
+        get-stdin: func() -> input-stream;
+    }
     interface stdout {
         use wasi:io/streams@0.2.0.{output-stream};
         get-stdout: func() -> output-stream;
     }
 }
 package wasi:http@0.2.0 {
-    interface types { resource fields { constructor(); } }
+    interface types {
+        use wasi:io/streams@0.2.0.{output-stream};
+        variant header-error { invalid-syntax, forbidden, immutable }
+        variant method { get, head, post, put, delete, connect, options, trace, patch, other(string) }
+        resource fields {
+            constructor();
+            append: func(name: string, value: list<u8>) -> result<_, header-error>;
+        }
+        resource outgoing-body { write: func() -> result<output-stream>; }
+        resource outgoing-request {
+            constructor(headers: fields);
+            body: func() -> result<outgoing-body>;
+            set-method: func(method: method) -> result;
+            set-path-with-query: func(path-with-query: option<string>) -> result;
+            set-authority: func(authority: option<string>) -> result;
+        }
+    }
 }
 package evil:host@1.0.0 {
     interface run { run: func(); }
@@ -37,11 +77,8 @@ package evil:host@1.0.0 {
 
 /// What every guest has: memory, an allocator that is emptied after each call, and a `validate` that accepts.
 ///
-/// Addresses up to 65536 are the guest's own; a zeroed result at 1024 means success.
-const PRELUDE: &str = r#"
-    (global $heap (mut i32) (i32.const 65536))
-    (func $alloc (export "cabi_realloc") (param i32 i32) (param $align i32) (param $size i32) (result i32)
-        (local $at i32)
+/// Addresses up to 65536 are the guest's own; a zeroed result at 1024 means success. This is the allocator's body.
+const ALLOC: &str = r"
         (local.set $at (i32.and
             (i32.add (global.get $heap) (i32.sub (local.get $align) (i32.const 1)))
             (i32.sub (i32.const 0) (local.get $align))))
@@ -51,15 +88,17 @@ const PRELUDE: &str = r#"
                 (br_if $enough (i32.le_u (global.get $heap) (i32.shl (memory.size) (i32.const 16))))
                 (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
                 (br $more)))
-        (local.get $at))
-"#;
+        (local.get $at)
+";
 
 /// A guest under construction.
 pub struct Guest {
     world: &'static str,
     imports: Vec<&'static str>,
-    pages: u32,
+    memory: String,
     fields: String,
+    alloc: String,
+    post_return: String,
     validate: String,
     work: String,
 }
@@ -80,8 +119,10 @@ impl Guest {
         Self {
             world,
             imports: Vec::new(),
-            pages: 2,
+            memory: "2".to_owned(),
             fields: String::new(),
+            alloc: ALLOC.to_owned(),
+            post_return: "(global.set $heap (i32.const 65536))".to_owned(),
             validate: "(i32.const 1024)".to_owned(),
             work: work.to_owned(),
         }
@@ -90,6 +131,7 @@ impl Guest {
     /// Adds fields to the module: imports, data, functions, tables.
     pub fn fields(mut self, fields: &str) -> Self {
         self.fields.push_str(fields);
+        self.fields.push_str(";;--");
         self
     }
 
@@ -101,7 +143,19 @@ impl Guest {
 
     /// Pages of memory to start with.
     pub fn pages(mut self, pages: u32) -> Self {
-        self.pages = pages;
+        self.memory = pages.to_string();
+        self
+    }
+
+    /// The body of the allocator, instead of the one that works.
+    pub fn alloc(mut self, body: &str) -> Self {
+        body.clone_into(&mut self.alloc);
+        self
+    }
+
+    /// The body of what is called once the host has read the answer.
+    pub fn post_return(mut self, body: &str) -> Self {
+        body.clone_into(&mut self.post_return);
         self
     }
 
@@ -111,7 +165,7 @@ impl Guest {
         self
     }
 
-    /// The component's bytes.
+    /// The component's bytes. The text of the module is parsed strictly; whether it is valid, the host finds out.
     pub fn build(&self) -> Vec<u8> {
         let (name, signature) = match self.world {
             "handler-plugin" => ("laneway:plugin/handler@0.1.0#handle", "(param $message i32) (result i32)"),
@@ -121,17 +175,26 @@ impl Guest {
         let (imports, others): (Vec<&str>, Vec<&str>) =
             self.fields.split(";;--").partition(|part| part.trim_start().starts_with("(import"));
         let module = format!(
-            r#"(module {imports} (memory (export "memory") {pages}) {PRELUDE} {others}
+            r#"(module {imports} (memory (export "memory") {memory}) {others}
+                (global $heap (mut i32) (i32.const 65536))
+                (func $alloc (export "cabi_realloc") (param i32 i32) (param $align i32) (param $size i32)
+                    (result i32) (local $at i32) {alloc})
                 (func (export "laneway:plugin/lifecycle@0.1.0#validate") (result i32) {validate})
                 (func (export "{name}") {signature} (local $i i32) {work})
-                (func (export "cabi_post_{name}") (param i32) (global.set $heap (i32.const 65536))))"#,
+                (func (export "cabi_post_{name}") (param i32) {post_return}))"#,
             imports = imports.concat(),
             others = others.concat(),
-            pages = self.pages,
+            memory = self.memory,
+            alloc = self.alloc,
+            post_return = self.post_return,
             validate = self.validate,
             work = self.work,
         );
-        let mut core = wat::parse_str(module).expect("the guest's text is well formed");
+        self.wrap(wat::parse_str(module).expect("the guest's text is well formed"))
+    }
+
+    /// A component of the guest's world around a core module.
+    pub fn wrap(&self, mut core: Vec<u8>) -> Vec<u8> {
         let mut resolve = Resolve::default();
         resolve.push_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../wit")).expect("the contract parses");
         let imports: String = self.imports.iter().map(|name| format!("import {name};")).collect();
@@ -143,7 +206,7 @@ impl Guest {
         let world = resolve.select_world(&[package], Some("guest")).expect("the world is there");
         embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8, false).expect("metadata");
         ComponentEncoder::default()
-            .validate(true)
+            .validate(false)
             .module(&core)
             .expect("the module fits the world")
             .encode()

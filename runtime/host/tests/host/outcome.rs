@@ -97,7 +97,7 @@ async fn a_publisher_answers_for_each_message_of_its_batch() {
     for invocation in plugin.invoke(&[call(), call()]).await {
         match invocation.result {
             Err(Failure::UnknownOutcome { reason, error }) => {
-                assert_eq!(reason, Reason::HOST);
+                assert_eq!(reason, Reason::WRONG_ANSWER);
                 assert_eq!(error.as_str(), "the publisher answered for 3 of 2 messages");
             }
             other => panic!("{other:?}"),

@@ -73,9 +73,46 @@ fn only_the_owner_can_read_the_cache() {
     assert_eq!(mode(&compiled(dir.path())[0]), 0o600);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_key_that_others_could_write_is_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let refused = || {
+        let options =
+            HostOptions { cache_dir: Some(dir.path().to_owned()), instances_max: 1, ..HostOptions::default() };
+        Host::new(options).err().unwrap().to_string()
+    };
+    // Put there while the directory was open.
+    fs::write(&key, [7; 32]).unwrap();
+    mode(&key, 0o600);
+    mode(dir.path(), 0o777);
+    drop(host_on(dir.path()));
+    let made = fs::read(&key).unwrap();
+    assert!(made.len() == 32 && made != [7; 32]);
+    // In one that was closed it stays.
+    drop(host_on(dir.path()));
+    assert_eq!(fs::read(&key).unwrap(), made);
+    mode(&key, 0o640);
+    let error = refused();
+    assert!(error.contains("open to others (mode 640)"), "{error}");
+    mode(&key, 0o600);
+    // Only root can give files away.
+    for path in [key.as_path(), dir.path()] {
+        if std::os::unix::fs::chown(path, Some(4_321), None).is_ok() {
+            let error = refused();
+            assert!(error.contains("belongs to another user"), "{error}");
+            std::os::unix::fs::chown(path, Some(0), None).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_damaged_key_is_reported() {
     let dir = tempfile::tempdir().unwrap();
+    drop(host_on(dir.path()));
     fs::write(dir.path().join("key"), b"short").unwrap();
     let options =
         HostOptions { cache_dir: Some(dir.path().to_owned()), instances_max: 1, ..HostOptions::default() };

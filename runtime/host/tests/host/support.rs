@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
     Attempt, Call, Failure, Header, Interrupt, Invocation, Invoker, Lane, Message, MessageId, Name, Priority,
-    Reason, StateEntry, StateError, StateVersion, StateView, SubscriptionKind, Topic,
+    Reason, StateEntry, StateError, StateVersion, StateView, SubscriptionKind, Topic, TopicPattern,
 };
 use laneway_host::{Grants, Host, HostOptions, Limits, Plugin, PluginError, PluginSpec};
 
@@ -28,7 +28,7 @@ pub fn spec(kind: SubscriptionKind) -> PluginSpec {
         name: Name::parse("test").unwrap(),
         kind,
         config: BTreeMap::new(),
-        grants: Grants::default(),
+        grants: Grants { emit: vec![TopicPattern::parse(">").unwrap()], ..Grants::default() },
         limits: Limits::default(),
         reuse: false,
         payload_bytes_max: 1000,
@@ -125,6 +125,14 @@ pub async fn run(plugin: &Plugin, call: Call) -> Invocation {
     let mut done = plugin.invoke(&[call]).await;
     assert_eq!(done.len(), 1);
     done.remove(0)
+}
+
+/// The text of an attempt that used what it is not granted.
+pub fn denied(invocation: &Invocation) -> String {
+    match &invocation.result {
+        Err(Failure::Misconfigured { reason, error }) if *reason == Reason::DENIED => error.as_str().to_owned(),
+        other => panic!("expected a denial, found {other:?}"),
+    }
 }
 
 /// The reason and text of an attempt that the host ended.

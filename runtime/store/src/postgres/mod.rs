@@ -10,6 +10,7 @@ mod dead_letters;
 mod enqueue;
 mod lease;
 mod maintain;
+mod plugins;
 mod replay;
 mod schedule;
 mod schema;
@@ -177,6 +178,10 @@ impl Store for PostgresStore {
 
     async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
         view::heartbeat(self.database(), name, alive_for).await.map_err(classify)
+    }
+
+    async fn sign_off(&self, name: &Name) -> Result<(), StoreError> {
+        view::sign_off(self.database(), name).await.map_err(classify)
     }
 
     fn round_trips(&self) -> u64 {

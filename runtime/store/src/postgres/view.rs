@@ -409,6 +409,13 @@ pub(super) async fn heartbeat(database: &Database, node: &Name, alive_for: Durat
     Ok(u32::try_from(count(&row, 0)?).unwrap_or(u32::MAX))
 }
 
+/// Forgets a node that has stopped.
+pub(super) async fn sign_off(database: &Database, node: &Name) -> Outcome<()> {
+    let query = "-- view.sign_off
+        DELETE FROM laneway.node WHERE name = $1";
+    database.connection().await?.execute(sqlx::query(query).bind(node.as_str())).await
+}
+
 /// Position in the server's write-ahead log, in bytes from its beginning. What was written between two readings is
 /// that of all who use the server.
 ///

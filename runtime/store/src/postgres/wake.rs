@@ -14,6 +14,8 @@ use super::connection::{classify, connect_options};
 
 /// The trigger's channel.
 const CHANNEL: &str = "laneway";
+/// What a notification says that is about deployments; others name a subscription.
+pub(super) const DEPLOYMENTS: &str = "deployments";
 /// Wait after the first failed connection; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest wait between two attempts to connect.
@@ -23,6 +25,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Wakes {
     waiting: Mutex<HashMap<SubscriptionId, Arc<Notify>>>,
+    /// Told of changes of deployments.
+    deployments: Notify,
 }
 
 impl Wakes {
@@ -36,7 +40,16 @@ impl Wakes {
         self.of(subscription).notified().await;
     }
 
+    /// Waits until deployments may have changed since the last call.
+    pub(super) async fn woken_by_deployments(&self) {
+        self.deployments.notified().await;
+    }
+
     fn wake(&self, payload: &str) {
+        if payload == DEPLOYMENTS {
+            self.deployments.notify_one();
+            return;
+        }
         match payload.parse() {
             // Keeps a permit for one who is about to wait.
             Ok(number) => self.of(SubscriptionId(number)).notify_one(),
@@ -45,6 +58,7 @@ impl Wakes {
     }
 
     fn wake_all(&self) {
+        self.deployments.notify_one();
         for notify in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
             notify.notify_one();
         }

@@ -11,6 +11,7 @@ mod dead_letters;
 mod enqueue;
 mod lease;
 mod maintain;
+mod plugins;
 mod replay;
 mod schedule;
 mod schema;
@@ -189,6 +190,10 @@ impl Store for SqliteStore {
 
     async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
         view::heartbeat(self.connections(), name, alive_for).await
+    }
+
+    async fn sign_off(&self, name: &Name) -> Result<(), StoreError> {
+        view::sign_off(self.connections(), name).await
     }
 
     fn round_trips(&self) -> u64 {

@@ -356,3 +356,11 @@ pub(super) async fn heartbeat(
         .await?;
     Ok(alive)
 }
+
+/// Forgets a node that has stopped.
+pub(super) async fn sign_off(connections: &Connections, node: &Name) -> Result<(), StoreError> {
+    let mut script = Script::new();
+    script.step("-- view.sign_off\nDELETE FROM laneway_node WHERE name = ?");
+    script.bind(node.as_str())?;
+    connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
+}

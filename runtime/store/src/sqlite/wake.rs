@@ -32,6 +32,8 @@ pub(super) struct Wakes {
     ordered: Mutex<HashSet<SubscriptionId>>,
     /// Told of commits of this very store.
     look: Notify,
+    /// Told of changes of deployments.
+    deployments: Notify,
 }
 
 impl Wakes {
@@ -61,6 +63,16 @@ impl Wakes {
         self.look.notify_one();
     }
 
+    /// Waits until deployments may have changed since the last call.
+    pub(super) async fn woken_by_deployments(&self) {
+        self.deployments.notified().await;
+    }
+
+    /// This store has changed deployments.
+    pub(super) fn deployments_changed(&self) {
+        self.deployments.notify_one();
+    }
+
     /// From now on, any commit wakes the subscription.
     pub(super) fn keep_in_order(&self, subscription: SubscriptionId) {
         self.ordered.lock().unwrap_or_else(PoisonError::into_inner).insert(subscription);
@@ -81,7 +93,7 @@ impl Wakes {
 pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -> Result<AbortHandle, StoreError> {
     let mut version = file_version(&mut connection).await?;
     // All older messages are covered: there is one writer at a time, so numbers are in the order of commits.
-    let mut seen = newest_message(&mut connection).await?;
+    let (mut seen, mut deployments) = newest(&mut connection).await?;
     let watch = tokio::spawn(async move {
         let mut changed_at = Instant::now();
         let mut pause = LOOK_QUIET;
@@ -99,7 +111,11 @@ pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -
                 if !ordered.is_empty() {
                     wakes.wake(|subscription| ordered.contains(&subscription));
                 }
-                let newest = newest_message(&mut connection).await?;
+                let (newest, changes) = newest(&mut connection).await?;
+                if changes != deployments {
+                    deployments = changes;
+                    wakes.deployments_changed();
+                }
                 if newest > seen + EACH_MAX {
                     wakes.wake(|_| true);
                 } else if newest > seen {
@@ -134,10 +150,12 @@ async fn file_version(connection: &mut SqliteConnection) -> Result<i64, StoreErr
     sqlx::query_scalar("PRAGMA data_version").fetch_one(connection).await.map_err(classify)
 }
 
-async fn newest_message(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-    let query = "-- wake.newest_message
-        SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'laneway_message'), 0)";
-    sqlx::query_scalar(query).fetch_one(connection).await.map_err(classify)
+/// The newest message's number, and how often deployments have changed.
+async fn newest(connection: &mut SqliteConnection) -> Result<(i64, i64), StoreError> {
+    let query = "-- wake.newest
+        SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'laneway_message'), 0),
+            coalesce((SELECT CAST(value AS INTEGER) FROM laneway_setting WHERE name = 'deployments_changed'), 0)";
+    sqlx::query_as(query).fetch_one(connection).await.map_err(classify)
 }
 
 pub(super) const DUE_SINCE: &str = concat!(

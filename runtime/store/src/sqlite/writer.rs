@@ -235,6 +235,21 @@ impl Transaction {
         each(&mut self.writer()?.connection, statement, take).await
     }
 
+    /// Runs a statement that has one row or none.
+    pub(super) async fn optional<T: Send>(
+        &mut self,
+        statement: Statement<'_>,
+        mut take: impl FnMut(&SqliteRow) -> Result<T, sqlx::Error> + Send,
+    ) -> Result<Option<T>, StoreError> {
+        let mut found = None;
+        self.each(statement, |row| {
+            found = Some(take(row)?);
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
     /// Commits.
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         self.count();

@@ -1,19 +1,13 @@
-//! What the operator lets a plugin reach.
+//! One place that HTTP requests may go to.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::Deserialize;
-
-/// All grants of one plugin. Nothing is granted by default.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Grants {
-    /// Where it may send HTTP requests.
-    #[serde(default)]
-    pub http: Vec<HttpGrant>,
-}
+use hyper::Method;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A text that is no grant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +22,8 @@ pub struct InvalidGrant {
 /// Scheme, host and port that requests may go to.
 ///
 /// A host is a name, `*.` and a domain for every name below it, or an IP address. A name must resolve to public
-/// addresses, except `localhost`, which must resolve to loopback ones. An IP address is granted as it stands.
+/// addresses, except `localhost`, which must resolve to loopback ones. An IP address is granted as it stands. Without
+/// methods, all are granted.
 ///
 /// ```
 /// use laneway_host::HttpGrant;
@@ -45,6 +40,8 @@ pub struct HttpGrant {
     host: GrantedHost,
     port: u16,
     private: bool,
+    /// Empty is all.
+    methods: Vec<Method>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +73,66 @@ impl HttpGrant {
         self
     }
 
+    /// Grants these methods only; with none given, all.
+    ///
+    /// # Errors
+    /// [`InvalidGrant`] if one is no method, is not in capitals, or would open a tunnel.
+    pub fn with_methods<'a>(mut self, methods: impl IntoIterator<Item = &'a str>) -> Result<Self, InvalidGrant> {
+        let text = self.to_string();
+        let invalid = |wrong| InvalidGrant { text: text.clone(), wrong };
+        for method in methods {
+            match Method::from_bytes(method.as_bytes()) {
+                Ok(Method::CONNECT) => return Err(invalid("`CONNECT` is granted to nobody")),
+                Ok(parsed) if !method.bytes().any(|b| b.is_ascii_lowercase()) => self.methods.push(parsed),
+                _ => return Err(invalid("its methods are not all like \"GET\", in capitals")),
+            }
+        }
+        Ok(self)
+    }
+
+    /// Whether names may resolve to private addresses.
+    pub(crate) fn is_private(&self) -> bool {
+        self.private
+    }
+
+    /// Whether requests of this method are granted.
+    pub(crate) fn allows(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.contains(method)
+    }
+
+    /// The methods by name; none means all.
+    pub(crate) fn methods(&self) -> &[Method] {
+        &self.methods
+    }
+
+    /// Whether all hosts of the other are among the hosts of this one. Methods are not looked at.
+    pub(crate) fn includes(&self, other: &Self) -> bool {
+        if self.https != other.https || self.port != other.port {
+            return false;
+        }
+        match (&self.host, &other.host) {
+            (GrantedHost::Below(domain), GrantedHost::Name(name)) => is_below(name, domain),
+            (GrantedHost::Below(domain), GrantedHost::Below(other)) => other == domain || is_below(other, domain),
+            (mine, other) => mine == other,
+        }
+    }
+
+    /// As it stands in a configuration file.
+    pub(crate) fn written(&self) -> String {
+        if self.methods.is_empty() && !self.private {
+            return format!("\"{self}\"");
+        }
+        let mut keys = format!("url = \"{self}\"");
+        if !self.methods.is_empty() {
+            let methods: Vec<String> = self.methods.iter().map(|method| format!("\"{method}\"")).collect();
+            keys.push_str(&format!(", methods = [{}]", methods.join(", ")));
+        }
+        if self.private {
+            keys.push_str(", private = true");
+        }
+        format!("{{ {keys} }}")
+    }
+
     /// Whether TLS is spoken.
     pub(crate) fn is_https(&self) -> bool {
         self.https
@@ -88,10 +145,7 @@ impl HttpGrant {
         }
         let covered = match &self.host {
             GrantedHost::Name(name) => name == host,
-            GrantedHost::Below(domain) => host
-                .strip_suffix(domain.as_str())
-                .and_then(|rest| rest.strip_suffix('.'))
-                .is_some_and(|label| !label.is_empty()),
+            GrantedHost::Below(domain) => is_below(host, domain),
             GrantedHost::Address(address) => host.parse::<IpAddr>().is_ok_and(|found| found == *address),
         };
         covered.then(|| self.reach())
@@ -141,8 +195,14 @@ impl FromStr for HttpGrant {
             host: parse_host(host).map_err(invalid)?,
             port: port.unwrap_or(default_port(https)),
             private: false,
+            methods: Vec::new(),
         })
     }
+}
+
+fn is_below(host: &str, domain: &str) -> bool {
+    let label = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.'));
+    label.is_some_and(|label| !label.is_empty())
 }
 
 /// Port of a URL that names none.
@@ -186,6 +246,9 @@ fn parse_host(host: &str) -> Result<GrantedHost, &'static str> {
     if !name.split('.').all(well_formed) {
         return Err("its host is not well formed");
     }
+    if is_number(name.rsplit('.').next().unwrap_or_default()) {
+        return Err("its host is a number, which some read as an address; write all four parts of an IPv4 address");
+    }
     if !below {
         Ok(GrantedHost::Name(host))
     } else if name.contains('.') {
@@ -195,20 +258,50 @@ fn parse_host(host: &str) -> Result<GrantedHost, &'static str> {
     }
 }
 
-/// A grant in a configuration file: its text, or a table.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Written {
+/// Whether the last label of a host makes it an address to those who read numbers in decimal, octal and hexadecimal.
+fn is_number(label: &str) -> bool {
+    match label.strip_prefix("0x") {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => !label.is_empty() && label.bytes().all(|b| b.is_ascii_digit()),
+    }
+}
+
+/// A grant as it is written: its text, or a table.
+pub(crate) enum Written {
     Text(String),
     Table(WrittenTable),
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenTable {
+pub(crate) struct WrittenTable {
     url: String,
     #[serde(default)]
+    methods: Vec<String>,
+    #[serde(default)]
     private: bool,
+}
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Written;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a URL, or a table with `url`, `methods` and `private`")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Written, E> {
+                Ok(Written::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Written, A::Error> {
+                WrittenTable::deserialize(MapAccessDeserializer::new(map)).map(Written::Table)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 impl TryFrom<Written> for HttpGrant {
@@ -217,8 +310,31 @@ impl TryFrom<Written> for HttpGrant {
     fn try_from(written: Written) -> Result<Self, InvalidGrant> {
         match written {
             Written::Text(text) => text.parse(),
-            Written::Table(table) => Ok(table.url.parse::<Self>()?.with_private(table.private)),
+            Written::Table(table) => table
+                .url
+                .parse::<Self>()?
+                .with_private(table.private)
+                .with_methods(table.methods.iter().map(String::as_str)),
         }
+    }
+}
+
+impl Serialize for HttpGrant {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            url: &'a str,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            methods: &'a [&'a str],
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            private: bool,
+        }
+        let url = self.to_string();
+        if self.methods.is_empty() && !self.private {
+            return serializer.serialize_str(&url);
+        }
+        let methods: Vec<&str> = self.methods.iter().map(Method::as_str).collect();
+        Table { url: &url, methods: &methods, private: self.private }.serialize(serializer)
     }
 }
 
@@ -273,6 +389,42 @@ mod tests {
     }
 
     #[test]
+    fn methods_are_granted_by_name_or_all() {
+        let read = |text: &str| -> Result<HttpGrant, serde_json::Error> { serde_json::from_str(text) };
+        let all = read(r#""https://x.org""#).unwrap();
+        assert!(all.allows(&Method::GET) && all.allows(&Method::PATCH));
+        let text = r#"{"url":"https://x.org","methods":["GET","PURGE"],"private":true}"#;
+        let some = read(text).unwrap();
+        assert!(some.allows(&Method::GET) && some.allows(&Method::from_bytes(b"PURGE").unwrap()));
+        assert!(!some.allows(&Method::POST) && !some.allows(&Method::from_bytes(b"get").unwrap()));
+        assert_eq!(serde_json::to_string(&some).unwrap(), text);
+        assert_eq!(some.written(), r#"{ url = "https://x.org", methods = ["GET", "PURGE"], private = true }"#);
+        for (text, wants) in [
+            (r#"{"url":"https://x.org","methods":["get"]}"#, "capitals"),
+            (r#"{"url":"https://x.org","methods":["CONNECT"]}"#, "nobody"),
+            (r#"{"url":"https://x.org","method":["GET"]}"#, "unknown field `method`"),
+            ("7", "a URL, or a table"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(wants), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_grant_includes_those_whose_hosts_are_all_its_own() {
+        let wide = grant("https://*.example.com");
+        for text in ["https://a.example.com", "https://*.example.com", "https://*.b.example.com"] {
+            assert!(wide.includes(&grant(text)), "{text}");
+        }
+        for text in
+            ["https://example.com", "http://a.example.com", "https://a.example.com:1", "https://*.example.org"]
+        {
+            assert!(!wide.includes(&grant(text)), "{text}");
+        }
+        assert!(!grant("https://a.example.com").includes(&wide));
+    }
+
+    #[test]
     fn bad_grants_say_what_is_wrong() {
         for (text, wants) in [
             ("api.example.com", "no scheme"),
@@ -288,6 +440,13 @@ mod tests {
             ("https://::1", "well formed"),
             ("https://[::1", "well formed"),
             ("https://exa mple.com", "well formed"),
+            ("http://2130706433", "number"),
+            ("http://127.1", "number"),
+            ("http://0177.0.0.1", "number"),
+            ("http://0x7f.0.0.1", "number"),
+            ("http://0x7f000001", "number"),
+            ("http://*.example.0x7f", "number"),
+            ("http://256.1.1.1", "number"),
         ] {
             let error = text.parse::<HttpGrant>().unwrap_err().to_string();
             assert!(error.contains(wants), "{text}: {error}");

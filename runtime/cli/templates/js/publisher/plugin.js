@@ -1,0 +1,29 @@
+// What the host calls. The work is in `logic.js`, which can be tested without WebAssembly.
+import * as config from 'laneway:plugin/config@0.1.0';
+import { log } from 'laneway:plugin/log@0.1.0';
+
+import { failure } from './failures.js';
+import * as logic from './logic.js';
+
+/** What the work may use of the host. */
+const host = { config, info: (text) => log('info', text, []) };
+
+export const lifecycle = {
+  validate() {
+    const errors = logic.validate(host);
+    if (errors.length > 0) throw errors;
+  },
+};
+
+export const publisher = {
+  publish: (batch) => Promise.all(batch.map(publish)),
+};
+
+/** One message's answer; those of its batch have their own. */
+async function publish({ message, attempt }) {
+  try {
+    return { tag: 'ok', val: { reference: await logic.publish(message, attempt, host) } };
+  } catch (thrown) {
+    return { tag: 'err', val: failure(thrown) };
+  }
+}

@@ -1,0 +1,383 @@
+//! Follows the deployments in the database: gets versions ready before their turn, swaps them, and says what became of them.
+//!
+//! Whoever deploys decides in the database, and each node does what is written there. A version is loaded while it is only
+//! validated, so that the swap itself waits for nothing. Where a version cannot be loaded, the one before it goes on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use laneway_core::{
+    Deployment, DeploymentState, Figures, Invoker, Name, NodeReport, PluginLoader, Readiness, Store, StoreError,
+};
+use tokio::sync::watch;
+use tokio::task::{self, JoinError, JoinSet};
+use tracing::{debug, error, info, warn};
+
+use crate::active::Active;
+use crate::engine::ALIVE_FOR;
+use crate::trial::{Judgement, judge};
+use crate::versions::{Current, Trial, Version};
+
+/// Longest time between two looks: wake-ups are only for speed.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while a version is on trial.
+const LOOK_ON_TRIAL: Duration = Duration::from_millis(250);
+/// Between two reports in which nothing new is said but figures.
+const REPORT: Duration = Duration::from_secs(5);
+/// After this long, a version that could not be loaded is tried again: what it lacked may be there now.
+const LOAD_AGAIN: Duration = Duration::from_secs(10);
+/// Versions that are loaded at once: each is held in memory twice meanwhile, and compiling takes all processors anyway.
+const LOADS_MAX: usize = 4;
+
+/// A subscription whose plugin is deployed.
+pub(crate) struct Followed {
+    pub work: Arc<Active>,
+    /// The plugin's name.
+    pub plugin: Name,
+    /// What gets its versions ready.
+    pub loader: Arc<dyn PluginLoader>,
+}
+
+pub(crate) struct Deployer {
+    store: Arc<dyn Store>,
+    node: Name,
+    followed: Vec<Followed>,
+    loaded: HashMap<Place, Loaded>,
+    /// What is being loaded, apart from the looks: compiling may take minutes, and must hold up no swap.
+    loading: JoinSet<LoadEnd>,
+    /// For what each of these is.
+    begun: HashMap<task::Id, Place>,
+    /// What was reported last, and when.
+    reported: (Vec<NodeReport>, Option<Instant>),
+}
+
+/// A deployment, and the place in `followed` of what it is loaded for.
+type Place = (i64, usize);
+/// What became of loading for a place; none if the database did not answer. An error says in words for the operator why
+/// the version cannot run there.
+type LoadEnd = (Place, Result<Option<Arc<dyn Invoker>>, String>);
+
+enum Loaded {
+    Ready(Arc<Version>),
+    Failed { error: String, at: Instant },
+}
+
+impl Deployer {
+    pub fn new(store: Arc<dyn Store>, node: Name, followed: Vec<Followed>) -> Self {
+        Self {
+            store,
+            node,
+            followed,
+            loaded: HashMap::new(),
+            loading: JoinSet::new(),
+            begun: HashMap::new(),
+            reported: (Vec::new(), None),
+        }
+    }
+
+    /// Follows until the node drains.
+    pub async fn run(mut self, mut draining: watch::Receiver<bool>) {
+        while !*draining.borrow() {
+            let pause = match self.follow().await {
+                Ok(on_trial) => {
+                    if on_trial {
+                        LOOK_ON_TRIAL
+                    } else {
+                        LOOK
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "deployments cannot be followed; trying again");
+                    LOOK
+                }
+            };
+            tokio::select! {
+                () = self.store.deployments_changed() => {}
+                Some(loaded) = self.loading.join_next() => self.take(loaded),
+                () = tokio::time::sleep(pause) => {}
+                _ = draining.changed() => {}
+            }
+        }
+        // What still runs is another's to see: this node says no more.
+        debug!("deployments are followed no more");
+    }
+
+    /// One look, with all that follows. Answers whether a version is on trial.
+    async fn follow(&mut self) -> Result<bool, StoreError> {
+        let mut deployments = self.store.deployments(None, 0).await?;
+        // Of others, it says that it is ready for them.
+        deployments.retain(|deployment| {
+            deployment.state == DeploymentState::Validated
+                || self.followed.iter().any(|followed| followed.plugin == deployment.plugin.name)
+        });
+        while let Some(loaded) = self.loading.try_join_next() {
+            self.take(loaded);
+        }
+        self.loaded.retain(|(id, _), _| deployments.iter().any(|deployment| deployment.id == *id));
+        // What is at work first.
+        for wanted in [DeploymentState::Active, DeploymentState::Canary, DeploymentState::Validated] {
+            for deployment in deployments.iter().filter(|deployment| deployment.state == wanted) {
+                self.load(deployment);
+            }
+        }
+        self.swap(&deployments);
+        self.report(&deployments).await?;
+        let on_trial: Vec<&Deployment> =
+            deployments.iter().filter(|deployment| deployment.state == DeploymentState::Canary).collect();
+        for deployment in &on_trial {
+            self.judge(deployment).await?;
+        }
+        Ok(!on_trial.is_empty())
+    }
+
+    /// Begins to get a version ready for each subscription that runs its plugin.
+    fn load(&mut self, deployment: &Deployment) {
+        for place in 0..self.followed.len() {
+            let Followed { work, plugin, loader } = &self.followed[place];
+            if *plugin != deployment.plugin.name {
+                continue;
+            }
+            let key = (deployment.id, place);
+            if self.begun.values().any(|begun| *begun == key) {
+                continue;
+            }
+            match self.loaded.get(&key) {
+                Some(Loaded::Failed { at, .. }) if at.elapsed() > LOAD_AGAIN => {}
+                Some(_) => continue,
+                None => {}
+            }
+            if let Some(invoker) = self.loaded_before(deployment, place) {
+                self.loaded.insert(key, Loaded::Ready(Arc::new(Version::deployed(deployment.id, invoker))));
+                continue;
+            }
+            if self.loading.len() >= LOADS_MAX {
+                // The next that ends leads to another look.
+                return;
+            }
+            let (subscription, loader) = (work.subscription.name.clone(), loader.clone());
+            let (store, deployment) = (self.store.clone(), deployment.clone());
+            let task =
+                self.loading.spawn(async move { (key, load(&*store, &*loader, &subscription, &deployment).await) });
+            self.begun.insert(task.id(), key);
+        }
+    }
+
+    /// Takes up what has been loaded.
+    fn take(&mut self, loaded: Result<LoadEnd, JoinError>) {
+        let (key, result) = match loaded {
+            Ok((key, result)) => {
+                self.begun.retain(|_, begun| *begun != key);
+                (key, result)
+            }
+            Err(error) => match self.begun.remove(&error.id()) {
+                Some(key) => (key, Err(format!("loading it broke the host: {error}"))),
+                None => return,
+            },
+        };
+        let (deployment, place) = key;
+        let subscription = &self.followed[place].work.subscription.name;
+        let loaded = match result {
+            // The next look begins again.
+            Ok(None) => return,
+            Ok(Some(invoker)) => {
+                info!(%subscription, deployment, plugin = %invoker.digest(), "plugin loaded");
+                Loaded::Ready(Arc::new(Version::deployed(deployment, invoker)))
+            }
+            Err(error) => {
+                error!(%subscription, deployment, error, "plugin cannot run here");
+                Loaded::Failed { error: format!("subscription `{subscription}`: {error}"), at: Instant::now() }
+            }
+        };
+        self.loaded.insert(key, loaded);
+    }
+
+    /// The same bytes from another deployment, as after a rollback.
+    fn loaded_before(&self, deployment: &Deployment, place: usize) -> Option<Arc<dyn Invoker>> {
+        let found = self.loaded.iter().find_map(|((_, other), loaded)| match loaded {
+            Loaded::Ready(version) if *other == place && version.digest() == deployment.digest => Some(version),
+            _ => None,
+        });
+        found.map(|version| version.invoker.clone())
+    }
+
+    fn ready(&self, deployment: Option<&Deployment>, place: usize) -> Option<Arc<Version>> {
+        match self.loaded.get(&(deployment?.id, place)) {
+            Some(Loaded::Ready(version)) => Some(version.clone()),
+            _ => None,
+        }
+    }
+
+    /// Puts to work what the database says, as far as it is loaded.
+    fn swap(&self, deployments: &[Deployment]) {
+        for (place, Followed { work, plugin, .. }) in self.followed.iter().enumerate() {
+            let find = |state| deployments.iter().find(|d| d.plugin.name == *plugin && d.state == state);
+            let (active, canary) = (find(DeploymentState::Active), find(DeploymentState::Canary));
+            let current = work.versions.current();
+            let next_active = match (active, self.ready(active, place)) {
+                (Some(_), None) => current.active.clone(),
+                (_, ready) => ready,
+            };
+            let trial = current.trial.as_ref();
+            let next_trial = match (canary.and_then(|deployment| deployment.canary), self.ready(canary, place)) {
+                (Some(canary), Some(version)) => {
+                    match trial.filter(|trial| Arc::ptr_eq(&trial.version, &version)) {
+                        Some(same) => Some(same.clone()),
+                        None => {
+                            let before = next_active.as_ref().map(|active| active.figures()).unwrap_or_default();
+                            Some(Trial { version, canary, before })
+                        }
+                    }
+                }
+                _ => None,
+            };
+            let is_same = |a: Option<&Arc<Version>>, b: Option<&Arc<Version>>| match (a, b) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (None, None) => true,
+                _ => false,
+            };
+            let trial_version = trial.map(|trial| &trial.version);
+            if is_same(current.active.as_ref(), next_active.as_ref())
+                && is_same(trial_version, next_trial.as_ref().map(|trial| &trial.version))
+            {
+                continue;
+            }
+            if next_active.is_none() {
+                info!(subscription = %work.subscription.name, "no version is deployed; messages wait");
+            }
+            info!(
+                subscription = %work.subscription.name,
+                active = next_active.as_ref().and_then(|version| version.deployment),
+                canary = next_trial.as_ref().and_then(|trial| trial.version.deployment),
+                "versions swapped"
+            );
+            work.versions.set(Current { active: next_active, trial: next_trial });
+        }
+    }
+
+    /// Says what this node has of each deployment, if that is news.
+    async fn report(&mut self, deployments: &[Deployment]) -> Result<(), StoreError> {
+        let reports: Vec<NodeReport> = deployments.iter().filter_map(|d| self.report_of(d)).collect();
+        let (last, at) = &self.reported;
+        let is_known = |report: &NodeReport| {
+            last.iter().any(|other| {
+                other.deployment == report.deployment
+                    && other.readiness == report.readiness
+                    && other.is_at_work() == report.is_at_work()
+            })
+        };
+        let on_trial = reports.iter().any(|report| report.beside.is_some());
+        let is_due = at.is_none_or(|at| at.elapsed() >= REPORT) || on_trial;
+        if reports.is_empty() || (!is_due && reports.len() == last.len() && reports.iter().all(is_known)) {
+            return Ok(());
+        }
+        self.store.report(&self.node, &reports, ALIVE_FOR).await?;
+        self.reported = (reports, Some(Instant::now()));
+        Ok(())
+    }
+
+    fn report_of(&self, deployment: &Deployment) -> Option<NodeReport> {
+        let mut report = NodeReport {
+            deployment: deployment.id,
+            readiness: Readiness::Ready,
+            error: None,
+            current: false,
+            in_flight: 0,
+            figures: Figures::default(),
+            beside: None,
+        };
+        if deployment.state == DeploymentState::Staged {
+            return None;
+        }
+        for (place, Followed { work, plugin, .. }) in self.followed.iter().enumerate() {
+            let current = work.versions.current();
+            match self.loaded.get(&(deployment.id, place)) {
+                Some(Loaded::Ready(version)) => {
+                    let is_current =
+                        |other: Option<&Arc<Version>>| other.is_some_and(|other| Arc::ptr_eq(other, version));
+                    let trial = current.trial.as_ref();
+                    report.current |=
+                        is_current(current.active.as_ref()) || is_current(trial.map(|trial| &trial.version));
+                    report.in_flight += version.in_flight();
+                    report.figures.add(&version.figures());
+                    if let (Some(trial), Some(active)) = (trial, &current.active)
+                        && Arc::ptr_eq(&trial.version, version)
+                    {
+                        let since = active.figures().since(&trial.before);
+                        report.beside.get_or_insert_with(Figures::default).add(&since);
+                    }
+                }
+                Some(Loaded::Failed { error, .. }) => {
+                    report.readiness = Readiness::Failed;
+                    report.error = Some(error.clone());
+                }
+                // It says nothing until it can tell. What is out is not loaded any more.
+                None if *plugin == deployment.plugin.name && deployment.state != DeploymentState::Draining => {
+                    return None;
+                }
+                None => {}
+            }
+        }
+        Some(report)
+    }
+
+    /// Judges a trial by what all nodes say of it, and does what follows. Whichever node comes first, does.
+    async fn judge(&self, deployment: &Deployment) -> Result<(), StoreError> {
+        let Some(canary) = &deployment.canary else { return Ok(()) };
+        let (mut on_trial, mut beside, mut unfit) = (Figures::default(), Figures::default(), None);
+        for view in self.store.reports(&[deployment.id], ALIVE_FOR).await? {
+            on_trial.add(&view.report.figures);
+            beside.add(&view.report.beside.unwrap_or_default());
+            if view.alive && view.report.readiness == Readiness::Failed {
+                unfit =
+                    Some(format!("node `{}` cannot run it: {}", view.node, view.report.error.unwrap_or_default()));
+            }
+        }
+        let judgement = match unfit {
+            Some(why) => Judgement::RollBack(why),
+            None => judge(canary, deployment.in_state_for, &on_trial, &beside),
+        };
+        let (to, reason) = match judgement {
+            Judgement::Wait => return Ok(()),
+            Judgement::Promote => (DeploymentState::Active, "it held its trial".to_owned()),
+            Judgement::RollBack(why) => (DeploymentState::Draining, format!("rolled back: {why}")),
+        };
+        if self.store.advance(deployment.id, DeploymentState::Canary, to, Some(&reason)).await? {
+            match to {
+                DeploymentState::Active => info!(plugin = %deployment.plugin, reason, "canary is active now"),
+                _ => warn!(plugin = %deployment.plugin, reason, "canary is out"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gets a version ready for a subscription. See [`LoadEnd`].
+async fn load(
+    store: &dyn Store,
+    loader: &dyn PluginLoader,
+    subscription: &Name,
+    deployment: &Deployment,
+) -> Result<Option<Arc<dyn Invoker>>, String> {
+    let stored = match store.plugin(&deployment.plugin).await {
+        Ok(Some(stored)) => stored,
+        Ok(None) => {
+            return Err(
+                "it is not stored in the database any more; push it again, or deploy another version".to_owned()
+            );
+        }
+        Err(error) => {
+            // No fault of the version's: nobody is to fail or roll back a deployment for it.
+            warn!(%error, plugin = %deployment.plugin, "a plugin cannot be read from the database; trying again");
+            tokio::time::sleep(LOOK).await;
+            return Ok(None);
+        }
+    };
+    if stored.digest != deployment.digest {
+        return Err(format!(
+            "the database holds other bytes under its name (digest {}) than were deployed (digest {})",
+            stored.digest, deployment.digest
+        ));
+    }
+    loader.load(subscription, stored).await.map(Some).map_err(|error| error.0)
+}
