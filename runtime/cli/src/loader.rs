@@ -12,6 +12,7 @@ use laneway_host::{Host, HostError, HostOptions, Inspection, Manifest, Plugin, P
 use tracing::{info, warn};
 
 use crate::commands::plugin::signature;
+use crate::compiler;
 use crate::config::Config;
 
 /// The host, and how each subscription runs its plugin.
@@ -110,6 +111,7 @@ fn host(config: &Config) -> Result<Arc<Host>> {
         cache_dir: config.cache_dir.clone(),
         instances_max: config.instances_max,
         memory_bytes_max: config.memory_bytes_max,
+        compiler: Some(compiler::process(config.compile_time_max, config.compile_memory_bytes_max)?),
         secrets: config.read_secrets()?,
         ..HostOptions::default()
     };

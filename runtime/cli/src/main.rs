@@ -1,6 +1,7 @@
 //! The `laneway` command: configuration, wiring, and one file for each command. No logic of its own lives here.
 
 mod commands;
+mod compiler;
 mod config;
 mod exit;
 mod loader;
@@ -111,6 +112,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Before any thread is started: it puts itself under limits.
+    if let Some(code) = compiler::serve_if_asked() {
+        return code;
+    }
     let cli = Cli::parse();
     if let Err(error) = logging::start(&cli.shared) {
         eprintln!("laneway: {error:#}");

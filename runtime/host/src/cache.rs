@@ -53,7 +53,7 @@ impl Cache {
             return None;
         };
         // SAFETY: the HMAC says that `Cache::store` wrote these very bytes for this digest and this engine's
-        // compatibility hash, from `Component::serialize`. They were read into memory before they were verified, so
+        // compatibility hash, from `Engine::precompile_component`. They were read into memory before they were verified, so
         // that nothing can change them in between.
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => Some(component),
@@ -65,21 +65,20 @@ impl Cache {
         }
     }
 
-    /// Keeps a compiled component. A failure costs the next start time, and nothing else.
-    pub(crate) fn store(&self, digest: &PluginDigest, component: &Component) {
+    /// Keeps compiled code. A failure costs the next start time, and nothing else.
+    pub(crate) fn store(&self, digest: &PluginDigest, code: &[u8]) {
         let path = self.path(digest);
-        if let Err(error) = self.write(&path, digest, component) {
+        if let Err(error) = self.write(&path, digest, code) {
             tracing::warn!(path = %path.display(), %error, "could not keep compiled code");
         }
     }
 
-    fn write(&self, path: &Path, digest: &PluginDigest, component: &Component) -> io::Result<()> {
-        let code = component.serialize().map_err(io::Error::other)?;
-        let mac = self.mac(digest, &code).ok_or_else(|| io::Error::other("the key has a wrong length"))?;
+    fn write(&self, path: &Path, digest: &PluginDigest, code: &[u8]) -> io::Result<()> {
+        let mac = self.mac(digest, code).ok_or_else(|| io::Error::other("the key has a wrong length"))?;
         let tmp = temporary(path)?;
         let written = private_file(&tmp).and_then(|mut file| {
             file.write_all(&mac.finalize().into_bytes())?;
-            file.write_all(&code)?;
+            file.write_all(code)?;
             file.sync_all()?;
             fs::rename(&tmp, path)
         });

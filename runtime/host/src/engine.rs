@@ -34,6 +34,11 @@ pub(crate) fn new(options: &HostOptions) -> wasmtime::Result<Engine> {
     }
 }
 
+/// Makes an engine that only compiles. What it makes runs on those of [`new`].
+pub(crate) fn compiling() -> wasmtime::Result<Engine> {
+    Engine::new(&config())
+}
+
 fn config() -> Config {
     let mut config = Config::new();
     config

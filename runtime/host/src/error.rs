@@ -1,6 +1,8 @@
 //! What can go wrong before a message is run: with the host itself, and with a component that is to be deployed.
 
+use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use laneway_core::{ErrorText, Name, Reason, SubscriptionKind};
 
@@ -23,7 +25,7 @@ pub enum HostError {
     Engine(String),
     /// The ticker's thread could not be started.
     #[error("start the thread that interrupts guests: {0}")]
-    Ticker(#[source] std::io::Error),
+    Ticker(#[source] io::Error),
     /// The cache's directory or key cannot be used.
     #[error("use the cache of compiled plugins at {path}: {source}")]
     Cache {
@@ -31,7 +33,7 @@ pub enum HostError {
         path: PathBuf,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -168,6 +170,28 @@ pub enum PluginError {
         /// How much may be.
         max: u64,
     },
+    /// Compiling it took longer than it may.
+    #[error(
+        "the component is not compiled: the compiler took more than {} seconds of processor time \
+         (`compile_time_max`)",
+        max.as_secs()
+    )]
+    CompileTime {
+        /// What it may take.
+        max: Duration,
+    },
+    /// Compiling it took more memory than it may.
+    #[error(
+        "the component is not compiled: the compiler needs more than {max} bytes of memory \
+         (`compile_memory_bytes_max`)"
+    )]
+    CompileMemory {
+        /// What it may take, in bytes.
+        max: u64,
+    },
+    /// The process that compiles could not be used.
+    #[error("run the compiler in a process of its own: {0}")]
+    CompilerProcess(#[source] io::Error),
     /// Outgoing HTTP could not be set up.
     #[error("set up outgoing HTTP: {0}")]
     Http(String),

@@ -12,6 +12,7 @@ use wasmtime::component::{HasSelf, Linker};
 
 use crate::bindings::AnyPlugin;
 use crate::cache::Cache;
+use crate::compiler::CompilerProcess;
 use crate::error::{HostError, PluginError};
 use crate::http::Network;
 use crate::mock::Mock;
@@ -35,6 +36,9 @@ pub struct HostOptions {
     pub memory_bytes_max: usize,
     /// Largest component that is accepted, in bytes. Default 64 MiB.
     pub component_bytes_max: usize,
+    /// Compiles components in a process of its own, under limits of time and memory. `None` (default) compiles in this
+    /// process, with no limit but what a component's shape is estimated to take.
+    pub compiler: Option<CompilerProcess>,
     /// Secrets that requests of plugins may carry, by name. Default none.
     pub secrets: BTreeMap<Name, Secret>,
 }
@@ -46,6 +50,7 @@ impl Default for HostOptions {
             instances_max: 256,
             memory_bytes_max: 64 << 20,
             component_bytes_max: 64 << 20,
+            compiler: None,
             secrets: BTreeMap::new(),
         }
     }

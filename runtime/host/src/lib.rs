@@ -9,6 +9,7 @@
 mod ambient;
 mod bindings;
 mod cache;
+mod compiler;
 mod contract;
 mod effects;
 mod engine;
@@ -34,6 +35,7 @@ mod ticker;
 mod wait;
 mod wasi;
 
+pub use compiler::{CompilerProcess, compile_one};
 pub use error::{HostError, PluginError};
 pub use grant::{Grants, HttpGrant, InvalidGrant};
 pub use host::{Host, HostOptions};

@@ -1,7 +1,6 @@
 //! One component as one subscription runs it.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use laneway_core::{Failure, Name, PluginDigest, Reason, SubscriptionKind};
@@ -18,7 +17,7 @@ use crate::limits::Limits;
 use crate::manifest::Manifest;
 use crate::secret::Placeholders;
 use crate::session::{Facts, Session};
-use crate::{cache, contract, engine, outcome, shape};
+use crate::{cache, compiler, contract, engine, outcome, shape};
 
 /// How a subscription runs a component.
 #[derive(Debug, Clone)]
@@ -194,14 +193,17 @@ fn compile(host: &Host, bytes: &[u8], digest: &PluginDigest) -> Result<Component
         return Ok(component);
     }
     shape::check(bytes)?;
-    // No component is known that makes the compiler panic; if one does, it is that component's fault alone.
-    let component = catch_unwind(AssertUnwindSafe(|| Component::from_binary(&host.engine, bytes)))
-        .map_err(|panic| PluginError::Compile(format!("the compiler panicked: {}", outcome::panic_text(&*panic))))?
-        .map_err(|error| PluginError::Compile(format!("{error:#}")))?;
+    let code = match &host.options.compiler {
+        Some(process) => process.compile(bytes)?,
+        None => compiler::compile(&host.engine, bytes)?,
+    };
     if let Some(cache) = &host.cache {
-        cache.store(digest, &component);
+        cache.store(digest, &code);
     }
-    Ok(component)
+    // SAFETY: the code is what `Engine::precompile_component` made right now, in this process or in one that this
+    // process started and that nobody else could write to.
+    unsafe { Component::deserialize(&host.engine, &code) }
+        .map_err(|error| PluginError::Compile(format!("{error:#}")))
 }
 
 fn check_limits(host: &Host, component: &Component, limits: &Limits) -> Result<(), PluginError> {

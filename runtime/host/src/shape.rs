@@ -2,7 +2,8 @@
 //!
 //! The compiler's time and memory grow with the code, which `component_bytes_max` bounds. Some shapes cost far more
 //! than their size: three kilobytes of loops within loops take minutes, and components that instantiate each other
-//! twice at each level never end. No limit here is near what compilers make of ordinary sources.
+//! twice at each level never end. No limit here is near what compilers make of ordinary sources. An estimate tells at
+//! once, and what is wrong; `compiler.rs` holds what it lets through to limits.
 
 use wasmparser::{
     BinaryReaderError, BlockType, ComponentAlias, ComponentExternalKind, ComponentInstance,

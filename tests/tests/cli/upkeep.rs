@@ -129,6 +129,48 @@ fn dead_letters_are_shown_replayed_and_purged() {
     assert_eq!(running.terminate(), Some(0), "{}", folder.log());
 }
 
+/// Runs with a terminal as standard error, and answers standard output and what the terminal was told.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(folder: &Folder, arguments: &[&str]) -> (String, String) {
+    use std::ffi::OsStr;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::unix::ffi::OsStrExt;
+
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let path = ptsname(&terminal, Vec::new()).unwrap();
+    let stderr = File::options().read(true).write(true).open(OsStr::from_bytes(path.as_bytes())).unwrap();
+    let output = folder.command(arguments).stderr(stderr).output().unwrap();
+    assert!(output.status.success());
+    let mut told = Vec::new();
+    // Ends with an error once nobody has the terminal open; by then all of it was read.
+    let _ = File::from(terminal).read_to_end(&mut told);
+    (String::from_utf8(output.stdout).unwrap(), String::from_utf8(told).unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() {
+    let folder = Folder::new();
+    folder.configure(FAIL);
+    let running = folder.start(&["run"]);
+    folder.wait_for("the topology", &[], |status| left(status).is_some());
+    assert!(folder.feed(&["enqueue", "f.x", "--lines"], "1\n".repeat(250).as_bytes()).status.success());
+    folder.wait_for("the failures", &[], |status| status["subscriptions"][0]["dead_letters"] == 250);
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+
+    let (said, told) = on_a_terminal(&folder, &["dead-letters", "replay", "--all", "--batch-size", "100"]);
+    assert_eq!(said, "Replayed 250 dead letter(s).\n");
+    assert!(told.contains("\r100 replayed") && told.contains("\r250 replayed"), "{told:?}");
+    assert!(told.ends_with(" \r"), "it is wiped out at the end: {told:?}");
+    let output = folder.run(&["messages", "cleanup", "--retention-hours", "0"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn a_waiting_message_is_cancelled_or_moved_with_distinct_answers() {
     let folder = processed(1);

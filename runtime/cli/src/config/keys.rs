@@ -69,7 +69,7 @@ const RETRY: [Key<RetryPolicy>; 7] = [
 ];
 
 /// Keys of the node.
-const NODE: [Key<Config>; 10] = [
+const NODE: [Key<Config>; 12] = [
     ("node.name", "\"n\"", |it| it.node = Name::parse("n").unwrap()),
     ("node.poll_interval", "\"2s\"", |it| it.poll_interval = Duration::from_secs(2)),
     ("node.grace", "\"3s\"", |it| it.grace = Duration::from_secs(3)),
@@ -80,6 +80,8 @@ const NODE: [Key<Config>; 10] = [
     }),
     ("sandbox.instances_max", "5", |it| it.instances_max = 5),
     ("sandbox.memory_bytes_max", "6_000_000", |it| it.memory_bytes_max = 6_000_000),
+    ("sandbox.compile_time_max", "\"5m\"", |it| it.compile_time_max = Duration::from_secs(300)),
+    ("sandbox.compile_memory_bytes_max", "1_000_000_000", |it| it.compile_memory_bytes_max = 1_000_000_000),
     ("limits.payload_bytes_max", "7", |it| it.payload_bytes_max = 7),
     ("secrets.TOKEN", "{ file = \"t\" }", |it| {
         it.secrets.insert(Name::parse("TOKEN").unwrap(), SecretSource::File("/etc/laneway/t".into()));
@@ -198,7 +200,7 @@ fn told_of_node(it: &Config) -> String {
         laneway_store::Storage::Postgres(options) => options.url.clone(),
     };
     format!(
-        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {} {:?} {:?}",
+        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {:?} {} {} {:?} {:?}",
         it.node,
         it.poll_interval,
         it.grace,
@@ -207,6 +209,8 @@ fn told_of_node(it: &Config) -> String {
         it.cache_dir_is_set,
         it.instances_max,
         it.memory_bytes_max,
+        it.compile_time_max,
+        it.compile_memory_bytes_max,
         it.payload_bytes_max,
         it.secrets,
         it.trusted_keys

@@ -15,7 +15,7 @@ use laneway_core::{Attempt, Call, Interrupt, Invoker, Lane, Message, Name, Retry
 use laneway_host::{Grants, Host, HostError, HostOptions, HttpAnswer, Limits, Plugin, PluginError, PluginSpec};
 
 use crate::config::{Config, SubscriptionConfig, default_cache_dir};
-use crate::{Shared, exit, output};
+use crate::{Shared, compiler, exit, output};
 use report::{CallReport, EffectsReport, MessageReport, Report};
 use world::{Fault, World, WrittenState};
 
@@ -169,6 +169,7 @@ fn load(world: &Arc<World>, file: &Path, spec: PluginSpec) -> Result<(Arc<Plugin
         cache_dir: default_cache_dir(),
         instances_max: 1,
         memory_bytes_max: spec.limits.memory_bytes_max.max(HostOptions::default().memory_bytes_max),
+        compiler: Some(compiler::process(compiler::TIME_MAX, compiler::MEMORY_BYTES_MAX)?),
         ..HostOptions::default()
     };
     let host = match Host::mocked(options.clone(), world.clone()) {
