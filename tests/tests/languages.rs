@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longest wait for something that should happen. Large components compile for long on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const ORDER: &str = r#"{"number": 42, "total": 99.9}"#;
 
@@ -28,7 +28,7 @@ const READER: &str = r#"
                 tries=0
                 until grep -q 'laneway is running' run.log; do
                     tries=$((tries + 1))
-                    [ $tries -lt 1800 ]
+                    [ $tries -lt 6000 ]
                     kill -0 "$(cat run.pid)"
                     sleep 0.1
                 done
@@ -148,6 +148,8 @@ impl Project {
         for name in ["LANEWAY_STORAGE_URL", "LANEWAY_CONFIG", "LANEWAY_LOG", "LANEWAY_LOG_FORMAT"] {
             command.env_remove(name);
         }
+        // A registry that does not answer for a while is asked again.
+        command.env("PIP_RETRIES", "10").env("PIP_DEFAULT_TIMEOUT", "60").env("npm_config_fetch_retries", "6");
         // Compiled code is kept between runs of the tests: compiling these takes most of their time.
         command.env("XDG_CACHE_HOME", laneway_tests::target().join("languages-cache"));
         command

@@ -8,11 +8,12 @@ use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{Invoker, LoadError, Name, PluginDigest, PluginLoader, PluginVersion, StoredPlugin};
-use laneway_host::{Host, HostError, HostOptions, Inspection, Manifest, Plugin, PluginSpec, PublicKeys};
+use laneway_host::{
+    Host, HostError, HostOptions, Inspection, Manifest, Plugin, PluginError, PluginSpec, PublicKeys,
+};
 use tracing::{info, warn};
 
 use crate::commands::plugin::signature;
-use crate::compiler;
 use crate::config::Config;
 
 /// The host, and how each subscription runs its plugin.
@@ -68,7 +69,11 @@ impl PluginLoader for Loader {
         };
         match ready.await {
             Ok(plugin) => Ok(plugin),
-            Err(error) => Err(LoadError(format!("{error:#}"))),
+            Err(error) => {
+                let text = format!("{error:#}");
+                let of_node = error.downcast_ref::<PluginError>().is_some_and(PluginError::is_of_the_node);
+                Err(if of_node { LoadError::Unavailable(text) } else { LoadError::Unfit(text) })
+            }
         }
     }
 }
@@ -111,7 +116,7 @@ fn host(config: &Config) -> Result<Arc<Host>> {
         cache_dir: config.cache_dir.clone(),
         instances_max: config.instances_max,
         memory_bytes_max: config.memory_bytes_max,
-        compiler: Some(compiler::process(config.compile_time_max, config.compile_memory_bytes_max)?),
+        compiler: Some(config.compile_limits.process()?),
         secrets: config.read_secrets()?,
         ..HostOptions::default()
     };

@@ -448,10 +448,16 @@ pub trait Plugins: Send + Sync + 'static {
     async fn note_grants(&self, node: &Name, grants: &[(Name, String)]) -> Result<u32, StoreError>;
 }
 
-/// A component that cannot be run for a subscription: why, in words for its operator.
+/// A component was not made ready for a subscription: why, in words for its operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct LoadError(pub String);
+pub enum LoadError {
+    /// It cannot be run here.
+    #[error("{0}")]
+    Unfit(String),
+    /// This node could not try, through no fault of the component's: later it may.
+    #[error("{0}")]
+    Unavailable(String),
+}
 
 /// Makes ready what runs a component. Implemented where the subscriptions' configurations, grants and limits are known.
 #[async_trait]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    Deployment, DeploymentState, Figures, Invoker, Name, NodeReport, PluginLoader, Readiness, Store, StoreError,
+    Deployment, DeploymentState, Figures, Invoker, LoadError, Name, NodeReport, PluginLoader, Readiness, Store,
+    StoreError,
 };
 use tokio::sync::watch;
 use tokio::task::{self, JoinError, JoinSet};
@@ -27,7 +28,9 @@ const LOOK_ON_TRIAL: Duration = Duration::from_millis(250);
 const REPORT: Duration = Duration::from_secs(5);
 /// After this long, a version that could not be loaded is tried again: what it lacked may be there now.
 const LOAD_AGAIN: Duration = Duration::from_secs(10);
-/// Versions that are loaded at once: each is held in memory twice meanwhile, and compiling takes all processors anyway.
+/// The same, in times of what it took to find out: compiling for minutes is not to be done all the time.
+const LOAD_AGAIN_TIMES: u32 = 20;
+/// Versions that are loaded at once: each is held in memory twice meanwhile.
 const LOADS_MAX: usize = 4;
 
 /// A subscription whose plugin is deployed.
@@ -54,13 +57,13 @@ pub(crate) struct Deployer {
 
 /// A deployment, and the place in `followed` of what it is loaded for.
 type Place = (i64, usize);
-/// What became of loading for a place; none if the database did not answer. An error says in words for the operator why
-/// the version cannot run there.
-type LoadEnd = (Place, Result<Option<Arc<dyn Invoker>>, String>);
+/// What became of loading for a place; none if it could not be tried. An error says in words for the operator why the
+/// version cannot run there, and how long it took to find out.
+type LoadEnd = (Place, Result<Option<Arc<dyn Invoker>>, (String, Duration)>);
 
 enum Loaded {
     Ready(Arc<Version>),
-    Failed { error: String, at: Instant },
+    Failed { error: String, again: Instant },
 }
 
 impl Deployer {
@@ -143,7 +146,7 @@ impl Deployer {
                 continue;
             }
             match self.loaded.get(&key) {
-                Some(Loaded::Failed { at, .. }) if at.elapsed() > LOAD_AGAIN => {}
+                Some(Loaded::Failed { again, .. }) if *again < Instant::now() => {}
                 Some(_) => continue,
                 None => {}
             }
@@ -157,8 +160,11 @@ impl Deployer {
             }
             let (subscription, loader) = (work.subscription.name.clone(), loader.clone());
             let (store, deployment) = (self.store.clone(), deployment.clone());
-            let task =
-                self.loading.spawn(async move { (key, load(&*store, &*loader, &subscription, &deployment).await) });
+            let task = self.loading.spawn(async move {
+                let began = Instant::now();
+                let loaded = load(&*store, &*loader, &subscription, &deployment).await;
+                (key, loaded.map_err(|error| (error, began.elapsed())))
+            });
             self.begun.insert(task.id(), key);
         }
     }
@@ -171,7 +177,7 @@ impl Deployer {
                 (key, result)
             }
             Err(error) => match self.begun.remove(&error.id()) {
-                Some(key) => (key, Err(format!("loading it broke the host: {error}"))),
+                Some(key) => (key, Err((format!("loading it broke the host: {error}"), Duration::ZERO))),
                 None => return,
             },
         };
@@ -184,9 +190,10 @@ impl Deployer {
                 info!(%subscription, deployment, plugin = %invoker.digest(), "plugin loaded");
                 Loaded::Ready(Arc::new(Version::deployed(deployment, invoker)))
             }
-            Err(error) => {
+            Err((error, took)) => {
                 error!(%subscription, deployment, error, "plugin cannot run here");
-                Loaded::Failed { error: format!("subscription `{subscription}`: {error}"), at: Instant::now() }
+                let again = Instant::now() + LOAD_AGAIN.max(took * LOAD_AGAIN_TIMES);
+                Loaded::Failed { error: format!("subscription `{subscription}`: {error}"), again }
             }
         };
         self.loaded.insert(key, loaded);
@@ -379,5 +386,13 @@ async fn load(
             stored.digest, deployment.digest
         ));
     }
-    loader.load(subscription, stored).await.map(Some).map_err(|error| error.0)
+    match loader.load(subscription, stored).await {
+        Ok(invoker) => Ok(Some(invoker)),
+        Err(LoadError::Unfit(error)) => Err(error),
+        Err(LoadError::Unavailable(error)) => {
+            warn!(error, plugin = %deployment.plugin, "a plugin cannot be loaded now; trying again");
+            tokio::time::sleep(LOAD_AGAIN).await;
+            Ok(None)
+        }
+    }
 }

@@ -53,8 +53,8 @@ impl Cache {
             return None;
         };
         // SAFETY: the HMAC says that `Cache::store` wrote these very bytes for this digest and this engine's
-        // compatibility hash, from `Engine::precompile_component`. They were read into memory before they were verified, so
-        // that nothing can change them in between.
+        // compatibility hash, from `Engine::precompile_component`. They were read into memory before they were
+        // verified, so that nothing can change them in between.
         match unsafe { Component::deserialize(engine, code) } {
             Ok(component) => Some(component),
             Err(error) => {

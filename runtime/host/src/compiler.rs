@@ -20,17 +20,20 @@ use crate::{engine, outcome};
 
 /// Threads that one compilation works with: further ones would only take processors from the messages.
 const THREADS_MAX: usize = 4;
+/// Most machine code that the host takes for one component, in bytes: an interpreter of Python has a sixth of it.
+const CODE_BYTES_MAX: u64 = 512 << 20;
 /// What is read of what the process writes when it fails.
 const COMPLAINT_BYTES_MAX: u64 = 4 << 10;
-/// Nothing is heard of a compiler that waits for something; this ends it, at so many times its processor time.
-const CLOCK_FACTOR: u32 = 8;
-/// How much the process gives way to others.
-const NICE: i32 = 10;
+/// Nothing is heard of a compiler that waits for something; this ends it, at so many times its processor time. It is no
+/// limit of a busy machine's.
+const CLOCK_FACTOR: u32 = 60;
 
 /// Last byte of an answer: before it is code.
 const CODE: u8 = 0;
 /// Last byte of an answer: before it is what is wrong with the component.
 const WRONG: u8 = 1;
+/// Last byte of an answer: before it is where memory ran out.
+const MEMORY: u8 = 2;
 
 /// How to start a process that runs [`compile_one`], and what it may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +42,7 @@ pub struct CompilerProcess {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Processor time for one component, of all threads together. Counted in whole seconds, at least one.
+    /// Processor time for one component, of all threads together, in whole seconds; at least one.
     pub time_max: Duration,
     /// Memory for one component, in bytes. Systems other than Linux hold a process to it in part or not at all.
     pub memory_bytes_max: u64,
@@ -49,6 +52,7 @@ impl CompilerProcess {
     /// Compiles a component in a process of its own. Blocks until that ends.
     pub(crate) fn compile(&self, component: &[u8]) -> Result<Vec<u8>, PluginError> {
         let threads = thread::available_parallelism().map_or(1, |found| found.get().min(THREADS_MAX));
+        let failed = |error: io::Error| self.failed(&error.to_string());
         let mut child = Command::new(&self.program)
             .args(&self.args)
             // It needs nothing from there, and there may be secrets.
@@ -59,15 +63,16 @@ impl CompilerProcess {
             .stderr(Stdio::piped())
             .spawn()
             .map(Killed)
-            .map_err(PluginError::CompilerProcess)?;
-        let (mut answer, complaint) =
-            self.exchange(&mut child.0, component).map_err(PluginError::CompilerProcess)?;
-        let status = child.0.wait().map_err(PluginError::CompilerProcess)?;
+            .map_err(failed)?;
+        let (mut answer, complaint) = self.exchange(&mut child.0, component).map_err(failed)?;
+        if answer.len() as u64 > CODE_BYTES_MAX {
+            return Err(PluginError::CodeSize { max: CODE_BYTES_MAX });
+        }
+        let status = child.0.wait().map_err(failed)?;
         match answer.pop() {
             Some(CODE) if status.success() => Ok(answer),
-            Some(WRONG) if status.success() => {
-                Err(PluginError::Compile(String::from_utf8_lossy(&answer).into_owned()))
-            }
+            Some(WRONG) if status.success() => Err(PluginError::compile(String::from_utf8_lossy(&answer))),
+            Some(MEMORY) if status.success() => Err(self.out_of_memory()),
             _ => Err(self.failure(status, &String::from_utf8_lossy(&complaint))),
         }
     }
@@ -78,14 +83,14 @@ impl CompilerProcess {
         let mut to = child.stdin.take().ok_or_else(closed)?;
         let from = child.stdout.take().ok_or_else(closed)?;
         let errors = child.stderr.take().ok_or_else(closed)?;
-        let limits = Limits { seconds: self.seconds(), memory_bytes: self.memory_bytes_max };
+        let allowance = Allowance { seconds: self.seconds(), memory_bytes: self.memory_bytes_max };
         let (mut answer, mut complaint) = (Vec::new(), Vec::new());
         thread::scope(|scope| {
             // Each pipe has a thread: who fills one while the other side waits for another would wait for ever. A
             // process that ended takes no more, and its status says why.
-            scope.spawn(move || to.write_all(&limits.to_bytes()).and_then(|()| to.write_all(component)));
+            scope.spawn(move || to.write_all(&allowance.to_bytes()).and_then(|()| to.write_all(component)));
             scope.spawn(|| errors.take(COMPLAINT_BYTES_MAX).read_to_end(&mut complaint));
-            from.take(self.memory_bytes_max).read_to_end(&mut answer)
+            from.take(CODE_BYTES_MAX + 1).read_to_end(&mut answer)
         })?;
         Ok((answer, complaint))
     }
@@ -94,24 +99,40 @@ impl CompilerProcess {
         self.time_max.as_secs().max(1)
     }
 
+    /// Why a process ended without an answer.
     fn failure(&self, status: ExitStatus, complaint: &str) -> PluginError {
-        let too_long = || PluginError::CompileTime { max: Duration::from_secs(self.seconds()) };
-        if status.code() == Some(EXIT_CLOCK) {
-            return too_long();
+        // Rust's own words, before it aborts.
+        if complaint.contains("memory allocation of") {
+            return self.out_of_memory();
         }
+        let complaint = complaint.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it says nothing");
         #[cfg(unix)]
         {
             use std::os::unix::process::ExitStatusExt;
-            if status.signal() == Some(rustix::process::Signal::XCPU.as_raw()) {
-                return too_long();
+
+            use rustix::process::Signal;
+            let is = |signal: Signal| status.signal() == Some(signal.as_raw());
+            if is(Signal::XCPU) {
+                return PluginError::CompileTime { max: Duration::from_secs(self.seconds()) };
+            }
+            // All others come from outside: from whoever stops the node, or from a machine that is short of memory.
+            if [Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE, Signal::TRAP]
+                .into_iter()
+                .any(is)
+            {
+                return PluginError::compile(format!("the compiler crashed ({status}): {complaint}"));
             }
         }
-        // Rust's own words, before it aborts.
-        if complaint.contains("memory allocation of") {
-            return PluginError::CompileMemory { max: self.memory_bytes_max };
-        }
-        let complaint = complaint.lines().next().unwrap_or("it says nothing");
-        PluginError::Compile(format!("the compiler failed ({status}): {complaint}"))
+        self.failed(&format!("it ended with {status}: {complaint}"))
+    }
+
+    fn out_of_memory(&self) -> PluginError {
+        PluginError::CompileMemory { max: self.memory_bytes_max }
+    }
+
+    fn failed(&self, error: &str) -> PluginError {
+        let error = outcome::one_line(error).to_string();
+        PluginError::CompilerProcess { program: self.program.clone(), error }
     }
 }
 
@@ -128,14 +149,16 @@ impl Drop for Killed {
 
 /// Compiles in this process. Blocks for as long as that takes.
 pub(crate) fn compile(engine: &Engine, component: &[u8]) -> Result<Vec<u8>, PluginError> {
-    // No component is known that makes the compiler panic; if one does, it is that component's fault alone.
-    catch_unwind(AssertUnwindSafe(|| engine.precompile_component(component)))
-        .map_err(|panic| PluginError::Compile(format!("the compiler panicked: {}", outcome::panic_text(&*panic))))?
-        .map_err(|error| PluginError::Compile(format!("{error:#}")))
+    guarded(|| engine.precompile_component(component))
 }
 
-/// Exit code of a process that took too long by the clock.
-const EXIT_CLOCK: i32 = 124;
+/// Runs a part of the compiler. No component is known that makes it panic; if one does, it is that component's fault
+/// alone.
+pub(crate) fn guarded<T>(run: impl FnOnce() -> wasmtime::Result<T>) -> Result<T, PluginError> {
+    catch_unwind(AssertUnwindSafe(run))
+        .map_err(|panic| PluginError::compile(format!("the compiler panicked: {}", outcome::panic_text(&*panic))))?
+        .map_err(|error| PluginError::compile(format!("{error:#}")))
+}
 
 /// The other side of [`CompilerProcess`]: puts this process under the limits that it reads from stdin, compiles the
 /// component that follows, and writes the code to stdout. To be called first thing, before any other thread is there.
@@ -144,19 +167,23 @@ const EXIT_CLOCK: i32 = 124;
 /// An [`io::Error`] if what comes is incomplete, or nobody reads the answer.
 pub fn compile_one() -> io::Result<()> {
     let mut stdin = io::stdin().lock();
-    let mut limits = [0; Limits::BYTES];
-    stdin.read_exact(&mut limits)?;
-    let limits = Limits::from_bytes(limits);
-    limits.impose()?;
+    let mut allowance = [0; Allowance::BYTES];
+    stdin.read_exact(&mut allowance)?;
+    Allowance::from_bytes(allowance).impose()?;
     let mut component = Vec::new();
     stdin.read_to_end(&mut component)?;
-    let compiled = engine::compiling()
-        .map_err(|error| PluginError::Compile(format!("{error:#}")))
-        .and_then(|engine| compile(&engine, &component));
-    let (answer, last) = match compiled {
+    let (answer, last) = match guarded(engine::compiling).and_then(|engine| compile(&engine, &component)) {
         Ok(code) => (code, CODE),
-        Err(PluginError::Compile(text)) => (text.into_bytes(), WRONG),
-        Err(other) => (other.to_string().into_bytes(), WRONG),
+        Err(error) => {
+            let error = match error {
+                PluginError::Compile(text) => text,
+                other => other.to_string(),
+            };
+            // wasmtime, its panics, and the system.
+            let short = ["out of memory", "out-of-memory", "Cannot allocate memory"];
+            let last = if short.iter().any(|words| error.contains(words)) { MEMORY } else { WRONG };
+            (error.into_bytes(), last)
+        }
     };
     let mut stdout = io::stdout().lock();
     stdout.write_all(&answer)?;
@@ -166,12 +193,12 @@ pub fn compile_one() -> io::Result<()> {
 
 /// What a process may take, as it reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Limits {
+struct Allowance {
     seconds: u64,
     memory_bytes: u64,
 }
 
-impl Limits {
+impl Allowance {
     const BYTES: usize = 16;
 
     fn to_bytes(self) -> [u8; Self::BYTES] {
@@ -183,14 +210,15 @@ impl Limits {
         Self { seconds: (both >> 64) as u64, memory_bytes: both as u64 }
     }
 
-    /// Puts this process under the limits.
+    /// Holds this process to it.
     fn impose(self) -> io::Result<()> {
         #[cfg(unix)]
         self.impose_by_kernel()?;
         let clock = Duration::from_secs(self.seconds).saturating_mul(CLOCK_FACTOR);
         thread::Builder::new().name("clock".to_owned()).spawn(move || {
             thread::sleep(clock);
-            std::process::exit(EXIT_CLOCK);
+            eprintln!("it has taken {} s by the clock", clock.as_secs());
+            std::process::exit(1);
         })?;
         Ok(())
     }
@@ -198,14 +226,21 @@ impl Limits {
     #[cfg(unix)]
     fn impose_by_kernel(self) -> io::Result<()> {
         use rustix::process::{Resource, Rlimit, getrlimit, nice, setrlimit};
+        // How much it gives way to what delivers messages.
+        const NICE: i32 = 5;
         // A limit that is lower already stays.
         let at_most = |resource: Resource, current: u64, maximum: u64| {
-            let lower = |max: u64| getrlimit(resource).maximum.map_or(max, |found| found.min(max));
-            setrlimit(resource, Rlimit { current: Some(lower(current)), maximum: Some(lower(maximum)) })
+            let found = getrlimit(resource);
+            let lower = |max: u64, found: Option<u64>| Some(found.map_or(max, |found| found.min(max)));
+            let (current, maximum) = (lower(current, found.current), lower(maximum, found.maximum));
+            setrlimit(resource, Rlimit { current, maximum })
         };
+        // Where memory is short, it goes before the node does. Not every system has this.
+        #[cfg(target_os = "linux")]
+        drop(std::fs::write("/proc/self/oom_score_adj", "1000"));
         // The first ends it with a signal that says why.
         at_most(Resource::Cpu, self.seconds, self.seconds.saturating_add(1))?;
-        // It writes no files, and what is in its memory is nobody's business.
+        // It writes no files.
         at_most(Resource::Fsize, 0, 0)?;
         at_most(Resource::Core, 0, 0)?;
         // What can be written to. Of addresses, allocators reserve more than they use, and more with each thread.
@@ -223,8 +258,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_read_as_they_were_written() {
-        let limits = Limits { seconds: 120, memory_bytes: u64::MAX - 1 };
-        assert_eq!(Limits::from_bytes(limits.to_bytes()), limits);
+    fn an_allowance_is_read_as_it_was_written() {
+        let allowance = Allowance { seconds: 120, memory_bytes: u64::MAX - 1 };
+        assert_eq!(Allowance::from_bytes(allowance.to_bytes()), allowance);
     }
 }

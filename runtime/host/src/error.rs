@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use laneway_core::{ErrorText, Name, Reason, SubscriptionKind};
 
+use crate::outcome;
+
 /// The host could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -189,9 +191,24 @@ pub enum PluginError {
         /// What it may take, in bytes.
         max: u64,
     },
-    /// The process that compiles could not be used.
-    #[error("run the compiler in a process of its own: {0}")]
-    CompilerProcess(#[source] io::Error),
+    /// The process that compiles did not start, or was ended from outside.
+    #[error(
+        "the component is not compiled, for want of a process to do it in: {error}; the node has to be free to start \
+         {} once more, beside itself",
+        program.display()
+    )]
+    CompilerProcess {
+        /// What was to run there.
+        program: PathBuf,
+        /// What happened.
+        error: String,
+    },
+    /// More machine code than the host takes.
+    #[error("the component is not accepted: compiled, it has more than {max} bytes")]
+    CodeSize {
+        /// What may be, in bytes.
+        max: u64,
+    },
     /// Outgoing HTTP could not be set up.
     #[error("set up outgoing HTTP: {0}")]
     Http(String),
@@ -209,4 +226,17 @@ pub enum PluginError {
         /// In words.
         error: ErrorText,
     },
+}
+
+impl PluginError {
+    /// What the compiler says, which may quote the component: on one line, and not too long for where it is shown.
+    pub(crate) fn compile(text: impl AsRef<str>) -> Self {
+        Self::Compile(outcome::one_line(text.as_ref()).to_string())
+    }
+
+    /// Whether the node could not try, rather than the component be refused: what is tried again may succeed.
+    #[must_use]
+    pub fn is_of_the_node(&self) -> bool {
+        matches!(self, Self::CompilerProcess { .. })
+    }
 }

@@ -36,8 +36,8 @@ pub struct HostOptions {
     pub memory_bytes_max: usize,
     /// Largest component that is accepted, in bytes. Default 64 MiB.
     pub component_bytes_max: usize,
-    /// Compiles components in a process of its own, under limits of time and memory. `None` (default) compiles in this
-    /// process, with no limit but what a component's shape is estimated to take.
+    /// Compiles components in a process of its own, one after the other, under limits of time and memory. `None`
+    /// (default) compiles in this process, with no limit but what a component's shape is estimated to take.
     pub compiler: Option<CompilerProcess>,
     /// Secrets that requests of plugins may carry, by name. Default none.
     pub secrets: BTreeMap<Name, Secret>,
@@ -64,6 +64,8 @@ pub struct Host {
     pub(crate) cache: Option<Cache>,
     pub(crate) network: Arc<Network>,
     pub(crate) mock: Option<Arc<dyn Mock>>,
+    /// Held while a process compiles.
+    pub(crate) compiling: Mutex<()>,
     plain: Linker<Session>,
     with_http: Linker<Session>,
     instances: Arc<Semaphore>,
@@ -114,6 +116,7 @@ impl Host {
             cache,
             network: Arc::new(mock.clone().map_or_else(Network::default, Network::mocked)),
             mock,
+            compiling: Mutex::new(()),
             plain,
             with_http,
             waiting: AtomicUsize::new(0),

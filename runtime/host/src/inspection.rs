@@ -33,7 +33,7 @@ impl Inspection {
     /// [`PluginError`] if the bytes are no component, or one that is neither a handler nor a publisher.
     pub fn of(component: &[u8]) -> Result<Self, PluginError> {
         contract::check_form(component, BYTES_MAX)?;
-        let (imports, exports) = names(component).map_err(|error| PluginError::Compile(error.to_string()))?;
+        let (imports, exports) = names(component).map_err(|error| PluginError::compile(error.to_string()))?;
         let has = |wanted: &str| exports.iter().any(|export| interface(export) == interface(wanted));
         let kind = match (has(LIFECYCLE), has(HANDLER), has(PUBLISHER)) {
             (true, true, _) => SubscriptionKind::Handler,

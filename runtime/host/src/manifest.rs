@@ -280,7 +280,7 @@ fn walk<'a>(
 ) -> Result<(), PluginError> {
     let mut depth = 0;
     for payload in Parser::new(0).parse_all(component) {
-        let payload = payload.map_err(|error| PluginError::Compile(error.to_string()))?;
+        let payload = payload.map_err(|error| PluginError::compile(error.to_string()))?;
         match payload {
             Payload::Version { .. } => depth += 1,
             Payload::End(_) => depth -= 1,

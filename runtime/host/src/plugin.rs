@@ -189,21 +189,30 @@ impl std::fmt::Debug for Plugin {
 }
 
 fn compile(host: &Host, bytes: &[u8], digest: &PluginDigest) -> Result<Component, PluginError> {
-    if let Some(component) = host.cache.as_ref().and_then(|cache| cache.load(&host.engine, digest)) {
+    let cached = || host.cache.as_ref().and_then(|cache| cache.load(&host.engine, digest));
+    if let Some(component) = cached() {
         return Ok(component);
     }
     shape::check(bytes)?;
     let code = match &host.options.compiler {
-        Some(process) => process.compile(bytes)?,
+        Some(process) => {
+            // One at a time, so that all together take no more than one may. Another may have compiled this meanwhile.
+            let _turn = host.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(component) = cached() {
+                return Ok(component);
+            }
+            process.compile(bytes)?
+        }
         None => compiler::compile(&host.engine, bytes)?,
     };
+    // SAFETY: the code is what `Engine::precompile_component` made right now, in this process or in one that this
+    // process started and that nobody else could write to.
+    let component = compiler::guarded(|| unsafe { Component::deserialize(&host.engine, &code) })?;
+    // Only now: what compiles may still need more than the engine's pool has.
     if let Some(cache) = &host.cache {
         cache.store(digest, &code);
     }
-    // SAFETY: the code is what `Engine::precompile_component` made right now, in this process or in one that this
-    // process started and that nobody else could write to.
-    unsafe { Component::deserialize(&host.engine, &code) }
-        .map_err(|error| PluginError::Compile(format!("{error:#}")))
+    Ok(component)
 }
 
 fn check_limits(host: &Host, component: &Component, limits: &Limits) -> Result<(), PluginError> {

@@ -40,7 +40,7 @@ struct Scope {
 
 /// Checks a component's shape. Its validity is for the compiler to find out, but what cannot be read is no component.
 pub(crate) fn check(bytes: &[u8]) -> Result<(), PluginError> {
-    let unreadable = |error: BinaryReaderError| PluginError::Compile(error.to_string());
+    let unreadable = |error: BinaryReaderError| PluginError::compile(error.to_string());
     let (mut functions, mut cost) = (0, Cost::default());
     let mut scopes: Vec<Scope> = Vec::new();
     for payload in Parser::new(0).parse_all(bytes) {

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::run::Folder;
 
 /// Longest wait for something that should happen.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A node's name, and how far its clock is off.
 const AHEAD: (&str, &str) = ("ahead", "+1h");
@@ -29,7 +29,7 @@ const CONFIG: &str = r#"
     name = "held"
     topic = "held.>"
     handler = "hostile.wasm"
-    lease = "3s"
+    lease = "10s"
     timeout = "10m"
     retry = { schedule = "none" }
 

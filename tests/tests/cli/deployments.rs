@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::run::{Folder, left};
+use crate::run::{Folder, PATIENCE, left};
 
 const WORK: &str = r#"
     [[subscription]]
@@ -25,6 +25,16 @@ fn sent(folder: &Folder, payload: &str) -> String {
     folder.json(&["messages", "show", id.trim()])["status"].as_str().unwrap().to_owned()
 }
 
+/// Runs a command that changes which versions are at work, and waits until the node has swapped them. Answers what the
+/// command says.
+fn swaps(folder: &Folder, arguments: &[&str]) -> String {
+    const SWAPPED: &str = "versions swapped";
+    let before = folder.times_in_log(SWAPPED);
+    let said = folder.ok(arguments);
+    folder.wait_for_times_in_log(SWAPPED, before + 1);
+    said
+}
+
 /// The states of the plugin's versions, the latest deployment first.
 fn states(folder: &Folder) -> Vec<(String, String)> {
     let status = folder.json(&["plugin", "status"]);
@@ -44,7 +54,7 @@ fn wait_for_states(folder: &Folder, wanted: &[(&str, &str)]) {
         if same {
             return;
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "waited in vain for {wanted:?}: {found:?}");
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {wanted:?}: {found:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -72,13 +82,13 @@ fn a_plugin_is_pushed_deployed_rolled_back_drained_and_removed_while_its_node_ru
     folder.ok(&["plugin", "push", "fail.wasm", "--as", "worker@2"]);
     let listed = folder.ok(&["plugin", "list"]);
     assert!(listed.contains("worker  2") && listed.contains("worker  1"), "{listed}");
-    folder.ok(&["plugin", "deploy", "worker@2"]);
+    swaps(&folder, &["plugin", "deploy", "worker@2"]);
     assert_eq!(sent(&folder, "reject"), "failed");
     let dead = folder.json(&["dead-letters", "list"])[0].clone();
     let stored = folder.json(&["plugin", "list"])[0].clone();
     assert_eq!(dead["plugin"], stored["digest"], "a dead letter says what ran");
 
-    assert_eq!(folder.ok(&["plugin", "rollback", "worker"]), "worker@2 is out; worker@1 is active.\n");
+    assert_eq!(swaps(&folder, &["plugin", "rollback", "worker"]), "worker@2 is out; worker@1 is active.\n");
     assert_eq!(sent(&folder, "reject"), "processed");
     let refused = folder.fails(1, &["plugin", "rollback", "worker"]);
     assert!(refused.contains("no other version of `worker` was active before worker@1"), "{refused}");
@@ -131,8 +141,8 @@ fn a_canary_that_fails_is_rolled_back_by_itself() {
     folder.wait_for_log("laneway is running");
     folder.ok(&["plugin", "push", "noop.wasm", "--as", "worker@1"]);
     folder.ok(&["plugin", "push", "fail.wasm", "--as", "worker@2"]);
-    folder.ok(&["plugin", "deploy", "worker@1"]);
-    let deployed = folder.ok(&["plugin", "deploy", "worker@2", "--canary", "25", "--min-attempts", "10"]);
+    swaps(&folder, &["plugin", "deploy", "worker@1"]);
+    let deployed = swaps(&folder, &["plugin", "deploy", "worker@2", "--canary", "25", "--min-attempts", "10"]);
     assert!(deployed.contains("on trial with 25 % of the messages"), "{deployed}");
     let input = "retry\n".repeat(200);
     let lines = ["enqueue", "work.x", "--lines", "--content-type", "text/plain"];

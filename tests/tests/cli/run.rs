@@ -9,7 +9,7 @@ use laneway_tests::{laneway, plugin};
 use tempfile::TempDir;
 
 /// Longest wait for something that should happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A user's folder.
 pub struct Folder(TempDir);
@@ -96,10 +96,20 @@ impl Folder {
         std::fs::read_to_string(self.path().join("run.log")).unwrap_or_default()
     }
 
+    /// How often the log of what was started has this text.
+    pub fn times_in_log(&self, text: &str) -> usize {
+        self.log().matches(text).count()
+    }
+
     /// Waits until the log of what was started has this text.
     pub fn wait_for_log(&self, text: &str) {
+        self.wait_for_times_in_log(text, 1);
+    }
+
+    /// Waits until the log of what was started has this text so often.
+    pub fn wait_for_times_in_log(&self, text: &str, times: usize) {
         let started = Instant::now();
-        while !self.log().contains(text) {
+        while self.times_in_log(text) < times {
             assert!(started.elapsed() < PATIENCE, "waited in vain for `{text}`: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }

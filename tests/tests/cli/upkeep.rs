@@ -88,11 +88,12 @@ fn dead_letters_are_shown_replayed_and_purged() {
     folder.configure(FAIL);
     let running = folder.start(&["run"]);
     folder.wait_for("the topology", &[], |status| left(status).is_some());
+    let dead = |count: u64| move |status: &serde_json::Value| status["subscriptions"][0]["dead_letters"] == count;
     for n in 0..3 {
         folder.ok(&["enqueue", &format!("f.x{n}"), "reject", "--content-type", "text/plain"]);
+        // One after the other: the last is the first that is listed.
+        folder.wait_for("the failure", &[], dead(n + 1));
     }
-    let dead = |count: u64| move |status: &serde_json::Value| status["subscriptions"][0]["dead_letters"] == count;
-    folder.wait_for("the failures", &[], dead(3));
     assert_eq!(running.terminate(), Some(0), "{}", folder.log());
 
     let letters = folder.json(&["dead-letters", "list", "--topic", "f.*"]);

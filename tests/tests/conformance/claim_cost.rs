@@ -104,10 +104,18 @@ async fn pages_of_a_claim(fixture: &Fixture, sql: &mut Sql, subscription: Subscr
 }
 
 async fn wait_for(sql: &mut Sql, number: &str, wanted: i64) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while sql.number(number).await != wanted {
         assert!(Instant::now() < deadline, "{number} is not {wanted}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Keeps PostgreSQL from reading pages of its own accord.
+async fn without_autovacuum(sql: &mut Sql) {
+    let off = "autovacuum_enabled = off, toast.autovacuum_enabled = off";
+    for table in ["@delivery", "@lease"] {
+        sql.run(&format!("alter table {table} set ({off})")).await;
     }
 }
 
@@ -123,7 +131,7 @@ async fn a_claim_reads_no_more_pages_beside_rows_that_are_not_due() {
         let subscription = fixture.subscribe().await;
         let mut sql = fixture.sql().await;
         enqueue_due(&mut sql).await;
-        sql.run("alter table @delivery set (autovacuum_enabled = off)").await;
+        without_autovacuum(&mut sql).await;
         sql.run("vacuum analyze @delivery").await;
         let empty = pages_of_a_claim(fixture, &mut sql, subscription).await;
         let rows = bystanders();
@@ -143,7 +151,7 @@ async fn a_claim_steps_over_no_row_that_is_not_due() {
     on_postgres(test, async |fixture: &Fixture| {
         let subscriptions = fixture.subscribe_to(&[("ours", "t.x"), ("another", "u.x")]).await;
         let mut sql = fixture.sql().await;
-        sql.run("alter table @delivery set (autovacuum_enabled = off)").await;
+        without_autovacuum(&mut sql).await;
         enqueue_due(&mut sql).await;
         let rows = bystanders();
         crowd(fixture, &mut sql, subscriptions[1], rows).await;
@@ -182,7 +190,7 @@ async fn a_claim_on_sqlite_takes_no_longer_beside_rows_that_are_not_due() {
     .await;
 }
 
-/// The middle one of several claims.
+/// The shortest of several claims: what else the machine does makes them longer.
 async fn time_of_a_claim(fixture: &Fixture, subscription: SubscriptionId) -> Duration {
     let mut times = Vec::new();
     for _ in 0..15 {
@@ -194,6 +202,5 @@ async fn time_of_a_claim(fixture: &Fixture, subscription: SubscriptionId) -> Dur
             (0..batch.deliveries.len()).map(|position| settlement(&batch, position, Verdict::RELEASE)).collect();
         fixture.settle_all(&release).await;
     }
-    times.sort_unstable();
-    times[times.len() / 2]
+    times.into_iter().min().unwrap()
 }

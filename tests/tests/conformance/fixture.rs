@@ -20,7 +20,7 @@ use crate::sql::Sql;
 pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Longest wait for something that must come, on a machine that is busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Largest payload that the tests' topologies accept.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 * 1024;

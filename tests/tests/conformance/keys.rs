@@ -508,7 +508,7 @@ conformance! {
             fixture.enqueue(&part).await;
             sleep(Duration::from_millis(10)).await;
         }
-        let drained = fixture.drained_within(Duration::from_secs(60)).await;
+        let drained = fixture.drained_within(Duration::from_secs(180)).await;
         stop.store(true, Atomic::SeqCst);
         workers.join_all().await;
         let stuck = fixture.sql().await.texts("select m.id from @owed o join @message m on m.seq = o.message_seq").await;

@@ -196,15 +196,16 @@ conformance! {
     }
 
     async fn a_retry_waits_its_delay_keeps_its_error_and_counts(fixture: &Fixture) {
+        let delay = Duration::from_secs(3);
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m"]).await;
         let batch = fixture.claim_some(subscription).await;
-        fixture.settle_all(&[settlement(&batch, 0, retry(Duration::from_millis(300), true))]).await;
+        fixture.settle_all(&[settlement(&batch, 0, retry(delay, true))]).await;
         let view = fixture.store.message(&batch.deliveries[0].message.id).await.unwrap().unwrap();
         assert_eq!((view.deliveries[0].attempt, view.deliveries[0].leased), (1, false));
         assert_eq!(view.deliveries[0].last_error.as_deref(), Some("it rained"));
         assert!(fixture.claim(subscription).await.is_none(), "the first retry waits");
-        tokio::time::sleep(Duration::from_millis(350)).await;
+        tokio::time::sleep(delay + Duration::from_millis(50)).await;
         assert_eq!(fixture.claim_some(subscription).await.deliveries[0].attempt, 2);
     }
 

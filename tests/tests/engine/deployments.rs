@@ -1,7 +1,7 @@
 //! Behaviour 53: versions swap under load, and nothing is lost, failed, or run by a version that had no turn.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
     Call, Canary, CanaryBy, DeploymentState, Effects, ErrorText, Failure, Invocation, Invoker, LoadError,
-    MessageId, Name, NewDeployment, NewPlugin, PluginDigest, PluginLoader, PluginVersion, Reason, SandboxUse,
-    Store, StoredPlugin, Subscription, SubscriptionKind,
+    MessageId, Name, NewDeployment, NewMessage, NewPlugin, PluginDigest, PluginLoader, PluginVersion, Reason,
+    SandboxUse, Store, StoredPlugin, Subscription, SubscriptionKind, Topic,
 };
 use laneway_engine::{ALIVE_FOR, Engine, EngineOptions, Runs};
 
 use tokio::sync::Notify;
 
-use crate::rig::{On, Rig, comes, options, subscription};
+use crate::rig::{Gate, On, Rig, comes, options, subscription};
 
 /// What played versions do, by the text of their component.
 #[derive(Clone, Default)]
@@ -24,6 +24,8 @@ struct Stage {
     log: Arc<Mutex<Vec<Ran>>>,
     /// Lets versions that are `slow` to load come through.
     gate: Arc<Notify>,
+    /// Lets attempts on versions that `stand` go on.
+    stand: Gate,
 }
 
 /// An attempt.
@@ -35,7 +37,7 @@ struct Ran {
 }
 
 struct Version {
-    /// The component's text: words such as `sleep`, `fails`, that say what it does.
+    /// The component's text: words such as `stands`, `fails`, that say what it does.
     text: String,
     stage: Stage,
     attempts: AtomicU64,
@@ -64,8 +66,8 @@ impl Invoker for Version {
             };
             let (version, message, well) = (self.text.clone(), call.message.id.clone(), result.is_ok());
             self.stage.log.lock().unwrap().push(Ran { version, began: Instant::now(), message, well });
-            if self.text.contains("sleeps") {
-                tokio::time::sleep(Duration::from_millis(300)).await;
+            if self.text.contains("stands") {
+                self.stage.stand.pass().await;
             }
             let used = SandboxUse { elapsed: Duration::from_micros(50), ..SandboxUse::default() };
             let plugin = PluginDigest::from_hex(&self.text);
@@ -80,7 +82,7 @@ impl PluginLoader for Stage {
     async fn load(&self, _: &Name, plugin: StoredPlugin) -> Result<Arc<dyn Invoker>, LoadError> {
         let text = String::from_utf8(plugin.component.to_vec()).unwrap();
         if text.contains("broken") {
-            return Err(LoadError("it does not compile, as played".to_owned()));
+            return Err(LoadError::Unfit("it does not compile, as played".to_owned()));
         }
         if text.contains("slow") {
             self.gate.notified().await;
@@ -164,6 +166,21 @@ async fn messages_wait_until_a_version_is_deployed_and_while_none_is(on: On) {
     assert_eq!(deployments.snapshot().retried, 0);
 }
 
+/// Writes to the database every ten milliseconds. Answers the longest time from one write to the next: for so long the
+/// machine alone may have held a node up.
+async fn pulse(store: Arc<dyn Store>, stop: Arc<AtomicBool>) -> Duration {
+    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+    while !stop.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        // Nobody subscribes to it.
+        let beat = NewMessage::new(Topic::parse("pulse.beat").unwrap(), "{}");
+        store.enqueue(&[beat]).await.unwrap();
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+    }
+    longest
+}
+
 /// The swap itself, over and over, while two nodes work. No attempt begins on a version that was out for longer than a
 /// node takes to hear of it.
 async fn fifty_swaps_under_load_lose_and_fail_nothing(on: On, kind: SubscriptionKind) {
@@ -177,6 +194,8 @@ async fn fifty_swaps_under_load_lose_and_fail_nothing(on: On, kind: Subscription
     let one = stage.start(&rig, &rig.store, "one");
     let store = rig.other_store().await;
     let two = stage.start(&rig, &store, "two");
+    let stop = Arc::new(AtomicBool::new(false));
+    let pulse = tokio::spawn(pulse(rig.store.clone(), stop.clone()));
     let (mut in_at, mut out_at) = (HashMap::new(), HashMap::new());
     let mut sent = 0;
     for number in 1..=SWAPS {
@@ -198,10 +217,13 @@ async fn fifty_swaps_under_load_lose_and_fail_nothing(on: On, kind: Subscription
         assert!(taken.await, "version {number} got nothing");
     }
     rig.wait_until_empty().await;
-    let stats = [one.stats().snapshot(), two.stats().snapshot()];
+    stop.store(true, Ordering::SeqCst);
+    let held_up = pulse.await.unwrap();
+    let stats = [one.stats().clone(), two.stats().clone()];
     for engine in [one, two] {
         assert!(engine.drain().await.complete);
     }
+    let stats = stats.map(|stats| stats.snapshot());
     assert!(rig.dead_letters().await.is_empty());
     let total = |count: fn(&laneway_engine::StatsSnapshot) -> u64| stats.iter().map(count).sum::<u64>();
     assert_eq!((total(|s| s.completed), total(|s| s.retried), total(|s| s.lease_lost)), (sent, 0, 0));
@@ -210,7 +232,10 @@ async fn fifty_swaps_under_load_lose_and_fail_nothing(on: On, kind: Subscription
     for Ran { version, began, .. } in log.iter() {
         assert!(in_at.get(version).is_none_or(|put| began >= put), "an attempt began on {version} before its turn");
         let late = out_at.get(version).map_or(Duration::ZERO, |&out| began.saturating_duration_since(out));
-        assert!(late < FOLLOWS_WITHIN, "an attempt began on {version} {late:?} after it was out");
+        assert!(
+            late < FOLLOWS_WITHIN + held_up,
+            "an attempt began on {version} {late:?} after it was out; the machine held nodes up for {held_up:?}"
+        );
     }
 }
 
@@ -225,12 +250,17 @@ async fn fifty_swaps_of_a_publisher(on: On) {
 async fn an_attempt_ends_on_the_version_that_it_began_with(on: On) {
     let rig = Rig::new(on, &[subscription("s")]).await;
     let stage = Stage::default();
-    let old = deploy(&*rig.store, 1, "sleeps").await;
+    let old = deploy(&*rig.store, 1, "stands").await;
     let engine = stage.start(&rig, &rig.store, "one");
     ready(&*rig.store, old, 1).await;
     rig.enqueue(2).await;
-    assert!(comes(async || stage.ran("sleeps") == 2).await);
-    deploy(&*rig.store, 2, "two").await;
+    assert!(comes(async || stage.ran("stands") == 2).await);
+    let new = deploy(&*rig.store, 2, "two").await;
+    let swapped = comes(async || {
+        let reports = rig.store.reports(&[new], ALIVE_FOR).await.unwrap();
+        reports.iter().any(|view| view.report.current)
+    });
+    assert!(swapped.await, "nobody says that the new version is at work");
     rig.enqueue(1).await;
     assert!(comes(async || stage.ran("two") == 1).await, "the new version need not wait for the old one");
     let seen = comes(async || {
@@ -238,8 +268,9 @@ async fn an_attempt_ends_on_the_version_that_it_began_with(on: On) {
         reports.iter().any(|view| view.report.in_flight > 0)
     });
     assert!(seen.await, "nobody says that the old version still has work");
+    stage.stand.open();
     rig.wait_until_empty().await;
-    assert_eq!((stage.ran("sleeps"), stage.ran("two")), (2, 1));
+    assert_eq!((stage.ran("stands"), stage.ran("two")), (2, 1));
     let retired = comes(async || {
         let deployments = rig.store.deployments(None, 10).await.unwrap();
         deployments.iter().any(|d| d.id == old && d.state == DeploymentState::Retired)
@@ -366,7 +397,7 @@ async fn a_version_that_takes_long_to_load_holds_up_neither_swaps_nor_the_end(on
     assert!(rig.store.advance(good, DeploymentState::Active, DeploymentState::Draining, None).await.unwrap());
     let out = Instant::now();
     assert!(comes(async || !engine.is_ready(&Name::parse("s").unwrap())).await);
-    assert!(out.elapsed() < Duration::from_secs(2), "the drain was followed after {:?}", out.elapsed());
+    assert!(out.elapsed() < Duration::from_secs(10), "the drain was followed after {:?}", out.elapsed());
     assert!(rig.store.reports(&[slow], ALIVE_FOR).await.unwrap().is_empty(), "it is not ready yet");
     stage.gate.notify_one();
     ready(&*rig.store, slow, 1).await;
@@ -375,7 +406,7 @@ async fn a_version_that_takes_long_to_load_holds_up_neither_swaps_nor_the_end(on
     assert!(rig.store.reports(&[slower], ALIVE_FOR).await.unwrap().is_empty());
     let began = Instant::now();
     assert!(engine.drain().await.complete);
-    assert!(began.elapsed() < Duration::from_secs(2), "the node ended after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "the node ended after {:?}", began.elapsed());
 }
 
 on_both!(

@@ -11,10 +11,9 @@ async fn a_hot_key_takes_every_message_in_few_commits(on: On) {
     let running = rig.start(&count_up("n"));
     rig.wait_until_empty().await;
     assert_eq!(rig.state("n").await.as_deref(), Some("2000"));
-    let stats = running.stats();
+    let stats = running.drained().await;
     assert_eq!(stats.completed, 2000);
     assert!(stats.groups < 500, "{} commits for 2000 messages on one key", stats.groups);
-    running.engine.drain().await;
 }
 
 async fn two_nodes_on_one_key_lose_no_update(on: On) {
@@ -25,9 +24,7 @@ async fn two_nodes_on_one_key_lose_no_update(on: On) {
     let two = rig.start_on(&other, &count_up("n"), options());
     rig.wait_until_empty().await;
     assert_eq!(rig.state("n").await.as_deref(), Some("1000"));
-    assert_eq!(one.stats().completed + two.stats().completed, 1000);
-    one.engine.drain().await;
-    two.engine.drain().await;
+    assert_eq!(one.drained().await.completed + two.drained().await.completed, 1000);
 }
 
 async fn a_failed_attempt_leaves_no_effect(on: On) {

@@ -74,8 +74,7 @@ async fn a_group_that_cannot_be_committed_is_committed_in_parts(on: On) {
     let running = rig.start_on(&store, &count_up("n"), grouping());
     rig.wait_until_empty().await;
     assert_eq!(rig.state("n").await.as_deref(), Some("100"));
-    assert_eq!((faulty.injected(), running.stats().retried), (3, 0), "no outcome was at fault");
-    running.engine.drain().await;
+    assert_eq!((faulty.injected(), running.drained().await.retried), (3, 0), "no outcome was at fault");
 }
 
 async fn one_refused_outcome_does_not_hold_up_its_group(on: On) {
@@ -99,10 +98,9 @@ async fn one_refused_outcome_does_not_hold_up_its_group(on: On) {
     });
     let running = rig.start_on(&store, &play, grouping());
     rig.wait_until_empty().await;
-    running.wait_for("the dead letter", |stats| stats.dead_lettered == 1).await;
 
-    let stats = running.stats();
-    assert_eq!((stats.completed, stats.retried), (99, 2), "{stats:?}");
+    let stats = running.drained().await;
+    assert_eq!((stats.completed, stats.retried, stats.dead_lettered), (99, 2, 1), "{stats:?}");
     let refused = faulty.calls(Operation::Settle) - stats.groups;
     assert!(refused > 3, "{refused} commits were refused, so the outcome at fault stood in no group");
     let dead = rig.dead_letters().await;
@@ -113,7 +111,6 @@ async fn one_refused_outcome_does_not_hold_up_its_group(on: On) {
     // Nothing that it wrote is there, and all that others built on it was built again.
     assert_eq!(rig.state("n").await.as_deref(), Some("99"));
     assert_eq!(rig.store.messages(&MessageFilter { limit: 1000, ..Default::default() }).await.unwrap().len(), 100);
-    running.engine.drain().await;
 }
 
 /// Waits long for outcomes to join a group: all that is in hand is committed at once.

@@ -24,10 +24,14 @@ fn guest(name: &str) -> Arc<dyn Invoker> {
     host.plugin(&std::fs::read(laneway_tests::plugin(name)).unwrap(), spec).unwrap()
 }
 
+/// Of attempts that use it up.
+const SHORT: Duration = Duration::from_millis(500);
+/// Of attempts that end by themselves.
+const LONG: Duration = Duration::from_secs(5);
+
 /// Runs a guest on payloads, each to its end; answers the rig, and which of the payloads have a marker.
-async fn markers_after(name: &str, payloads: &[&str]) -> (Rig, Vec<String>) {
-    let rig =
-        Rig::new(On::Sqlite, &[Subscription { timeout: Duration::from_millis(500), ..subscription("s") }]).await;
+async fn markers_after(name: &str, timeout: Duration, payloads: &[&str]) -> (Rig, Vec<String>) {
+    let rig = Rig::new(On::Sqlite, &[Subscription { timeout, ..subscription("s") }]).await;
     let topic = Topic::parse("work.item").unwrap();
     let messages: Vec<NewMessage> =
         payloads.iter().map(|payload| NewMessage::new(topic.clone(), (*payload).to_owned())).collect();
@@ -58,7 +62,7 @@ async fn a_guest_that_is_ended_leaves_no_marker_and_no_effect() {
     // The floods write before they are ended.
     let harm = ["trap", "unreachable", "panic now", "loop", "flood-state", "flood-emit"];
     let payloads: Vec<&str> = harm.into_iter().chain(["nothing"]).collect();
-    let (rig, marked) = markers_after("hostile", &payloads).await;
+    let (rig, marked) = markers_after("hostile", SHORT, &payloads).await;
     assert_eq!(marked, ["nothing"]);
     assert_eq!(effects(&rig, payloads.len()).await, (0, 0, 0));
     let dead = rig.dead_letters().await;
@@ -69,11 +73,11 @@ async fn a_guest_that_is_ended_leaves_no_marker_and_no_effect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_that_fails_after_its_writes_leaves_no_marker_and_no_effect() {
-    let (rig, marked) = markers_after("fail", &["retry", "reject", "unknown"]).await;
+    let (rig, marked) = markers_after("fail", LONG, &["retry", "reject", "unknown"]).await;
     assert_eq!(marked, Vec::<String>::new());
     assert_eq!(effects(&rig, 3).await, (0, 0, 0));
     // It writes the key and the counter in the attempt that succeeds, and only then is there a marker.
-    let (rig, marked) = markers_after("fail", &["retry:2"]).await;
+    let (rig, marked) = markers_after("fail", LONG, &["retry:2"]).await;
     assert_eq!(marked, ["retry:2"]);
     assert_eq!(effects(&rig, 1).await, (1, 1, 0));
     assert_eq!(rig.store.counter(&subscription("s").name, "retry").await.unwrap(), 1);
@@ -83,7 +87,7 @@ async fn a_guest_that_fails_after_its_writes_leaves_no_marker_and_no_effect() {
 async fn a_marker_keeps_what_the_guest_noted() {
     let long = format!("{{\"n\": \"{}\"}}", "x".repeat(5000));
     let payloads = ["{\"carrier\": \"UA\"}", "{\"n\": \"\\u0000\"}", &long];
-    let (rig, marked) = markers_after("annotate", &payloads).await;
+    let (rig, marked) = markers_after("annotate", LONG, &payloads).await;
     assert_eq!(marked, [payloads[0]]);
     let mut dead: Vec<(String, String)> =
         rig.dead_letters().await.into_iter().map(|letter| (letter.reason, letter.error)).collect();

@@ -97,8 +97,7 @@ async fn a_panic_in_the_host_ends_only_its_attempt(on: On) {
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].reason, "host_error");
     assert!(dead[0].error.contains("a defect in the host"), "{}", dead[0].error);
-    assert_eq!(running.stats().completed, 49);
-    running.engine.drain().await;
+    assert_eq!(running.drained().await.completed, 49);
 }
 
 async fn raising_the_attempts_applies_to_deliveries_that_wait(on: On) {

@@ -235,6 +235,12 @@ impl Rig {
         self
     }
 
+    /// The same database, under leases of this length from now on.
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.subscriptions[0].0.lease = lease;
+        self
+    }
+
     pub fn id(&self) -> SubscriptionId {
         self.subscriptions[0].1
     }
@@ -320,6 +326,14 @@ impl Running {
         self.engine.stats().snapshot()
     }
 
+    /// Drains, and answers what it has done in all: a commit is seen in the database before it is counted.
+    pub async fn drained(self) -> StatsSnapshot {
+        let stats = self.engine.stats().clone();
+        let report = self.engine.drain().await;
+        assert!(report.complete, "{report:?}");
+        stats.snapshot()
+    }
+
     pub async fn wait_for(&self, what: &str, reached: impl Fn(StatsSnapshot) -> bool) {
         assert!(comes(async || reached(self.stats())).await, "waited in vain for {what}: {:?}", self.stats());
     }
@@ -340,6 +354,12 @@ pub async fn comes(mut reached: impl AsyncFnMut() -> bool) -> bool {
 /// Where played plugins stand until it is opened, once for all.
 #[derive(Clone)]
 pub struct Gate(Arc<Semaphore>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::closed()
+    }
+}
 
 impl Gate {
     pub fn closed() -> Self {

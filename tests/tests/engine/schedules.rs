@@ -8,7 +8,7 @@ use laneway_core::{
     Cleanup, CleanupPolicy, CronExpression, Effects, Missed, Name, NewMessage, Schedule, ScheduleAction, Store,
     Topic,
 };
-use laneway_engine::{Engine, Sweep, Work};
+use laneway_engine::{Engine, EngineOptions, Sweep, Work};
 use laneway_testing::faults::{Fault, FaultyStore, Operation};
 use tokio::runtime::Handle;
 
@@ -39,7 +39,9 @@ fn cleanup() -> Schedule {
 }
 
 fn start(store: &Arc<dyn Store>, schedule: Schedule) -> Engine {
-    Engine::start(store, vec![], vec![schedule], options(), &Handle::current())
+    // A drain lets a run come to its end, however long the database takes for it.
+    let patient = EngineOptions { grace: Duration::from_secs(60), ..options() };
+    Engine::start(store, vec![], vec![schedule], patient, &Handle::current())
 }
 
 async fn a_failing_cleanup_is_noted_and_does_not_stop_the_schedule(on: On) {

@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Longest time for a node to stop after SIGTERM: its grace period and a little.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
-/// After this time a program listens for signals, on a busy machine too.
-const BEGUN: Duration = Duration::from_secs(2);
+/// After this time a program listens for signals, on a busy machine too, even if it has logged nothing.
+const BEGUN: Duration = Duration::from_secs(10);
 
 /// Lines of a log that an error shows.
 const LOG_LINES: usize = 15;
@@ -26,6 +26,8 @@ pub struct Node {
     child: Child,
     started: Instant,
     log: PathBuf,
+    /// Bytes that the log had before.
+    logged_before: u64,
 }
 
 impl Node {
@@ -33,13 +35,14 @@ impl Node {
     pub fn start(name: &str, command: &mut Command, directory: &Path) -> Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
+        let logged_before = file.metadata()?.len();
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
             .with_context(|| format!("could not start {}", command.get_program().display()))?;
-        Ok(Self { name: name.to_owned(), child, started: Instant::now(), log })
+        Ok(Self { name: name.to_owned(), child, started: Instant::now(), log, logged_before })
     }
 
     /// Its name.
@@ -77,8 +80,12 @@ impl Node {
     /// Asks it to stop with SIGTERM and waits until it has; it must end with success.
     pub fn stop(mut self) -> Result<()> {
         self.check()?;
-        // A program that has only just begun does not listen for signals yet, and is ended by one.
-        thread::sleep(BEGUN.saturating_sub(self.started.elapsed()));
+        // A program that has only just begun does not listen for signals yet, and is ended by one. It logs nothing
+        // before.
+        while fs::metadata(&self.log)?.len() <= self.logged_before && self.started.elapsed() < BEGUN {
+            self.check()?;
+            thread::sleep(Duration::from_millis(10));
+        }
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let deadline = Instant::now() + STOP_MAX;
         while !self.ended()? {

@@ -123,10 +123,11 @@ impl Stage {
         Node::start("producer", self.producer().arg("--csv").arg(csv), self.directory.path())
     }
 
-    /// Starts the producer with so many flights a second.
+    /// Starts the producer with so many flights a second, a tenth of them at once.
     pub fn start_producer_at(&self, csv: &Path, pace: u32) -> Result<Node> {
         let mut command = self.producer();
-        command.arg("--csv").arg(csv).args(["--pace", &pace.to_string()]);
+        let batch = (pace / 10).clamp(1, 100);
+        command.arg("--csv").arg(csv).args(["--pace", &pace.to_string(), "--batch", &batch.to_string()]);
         Node::start("producer", &mut command, self.directory.path())
     }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer};
 use super::schedules::{CleanupBlock, ScheduleBlock, Schedules};
 use super::secrets::SecretSource;
 use super::{Config, PluginSource, SubscriptionConfig};
-use crate::compiler;
+use crate::compiler::CompileLimits;
 
 /// The commented file with every key: what `laneway config` prints.
 pub const REFERENCE: &str = include_str!("reference.toml");
@@ -122,12 +122,13 @@ struct SandboxBlock {
 
 impl Default for SandboxBlock {
     fn default() -> Self {
+        let CompileLimits { time_max, memory_bytes_max } = CompileLimits::default();
         Self {
             cache_dir: None,
             instances_max: 256,
             memory_bytes_max: 64 * 1024 * 1024,
-            compile_time_max: compiler::TIME_MAX,
-            compile_memory_bytes_max: compiler::MEMORY_BYTES_MAX,
+            compile_time_max: time_max,
+            compile_memory_bytes_max: memory_bytes_max,
         }
     }
 }
@@ -345,17 +346,11 @@ impl File {
             None => resolve(Storage::parse(&self.storage.url).context("storage.url")?, folder),
         };
         ensure!(self.sandbox.instances_max > 0, "sandbox.instances_max is 0; at least 1 instance is needed");
-        ensure!(
-            self.sandbox.compile_time_max >= Duration::from_secs(1),
-            "sandbox.compile_time_max is {:?}; at least 1 second is needed",
-            self.sandbox.compile_time_max
-        );
-        ensure!(
-            self.sandbox.compile_memory_bytes_max >= compiler::MEMORY_BYTES_MIN,
-            "sandbox.compile_memory_bytes_max is {}; at least {} are needed",
-            self.sandbox.compile_memory_bytes_max,
-            compiler::MEMORY_BYTES_MIN
-        );
+        let compile_limits = CompileLimits {
+            time_max: self.sandbox.compile_time_max,
+            memory_bytes_max: self.sandbox.compile_memory_bytes_max,
+        };
+        compile_limits.check()?;
         ensure!(self.node.sandbox_threads != Some(0), "node.sandbox_threads is 0; at least 1 thread is needed");
         ensure!(!self.node.poll_interval.is_zero(), "node.poll_interval is 0; such as \"1s\" is meant");
         ensure!(
@@ -392,8 +387,7 @@ impl File {
             cache_dir: self.sandbox.cache_dir.map(|path| folder.join(path)).or_else(default_cache_dir),
             instances_max: self.sandbox.instances_max,
             memory_bytes_max: self.sandbox.memory_bytes_max,
-            compile_time_max: self.sandbox.compile_time_max,
-            compile_memory_bytes_max: self.sandbox.compile_memory_bytes_max,
+            compile_limits,
             payload_bytes_max: self.limits.payload_bytes_max,
             secrets: self.secrets.into_iter().map(|(name, source)| (name, source.relative_to(folder))).collect(),
             trusted_keys,

@@ -80,8 +80,8 @@ const NODE: [Key<Config>; 12] = [
     }),
     ("sandbox.instances_max", "5", |it| it.instances_max = 5),
     ("sandbox.memory_bytes_max", "6_000_000", |it| it.memory_bytes_max = 6_000_000),
-    ("sandbox.compile_time_max", "\"5m\"", |it| it.compile_time_max = Duration::from_secs(300)),
-    ("sandbox.compile_memory_bytes_max", "1_000_000_000", |it| it.compile_memory_bytes_max = 1_000_000_000),
+    ("sandbox.compile_time_max", "\"5m\"", |it| it.compile_limits.time_max = Duration::from_secs(300)),
+    ("sandbox.compile_memory_bytes_max", "1_000_000_000", |it| it.compile_limits.memory_bytes_max = 1_000_000_000),
     ("limits.payload_bytes_max", "7", |it| it.payload_bytes_max = 7),
     ("secrets.TOKEN", "{ file = \"t\" }", |it| {
         it.secrets.insert(Name::parse("TOKEN").unwrap(), SecretSource::File("/etc/laneway/t".into()));
@@ -200,7 +200,7 @@ fn told_of_node(it: &Config) -> String {
         laneway_store::Storage::Postgres(options) => options.url.clone(),
     };
     format!(
-        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {:?} {} {} {:?} {:?}",
+        "{storage} {} {:?} {:?} {:?} {:?} {} {} {} {:?} {} {:?} {:?}",
         it.node,
         it.poll_interval,
         it.grace,
@@ -209,8 +209,7 @@ fn told_of_node(it: &Config) -> String {
         it.cache_dir_is_set,
         it.instances_max,
         it.memory_bytes_max,
-        it.compile_time_max,
-        it.compile_memory_bytes_max,
+        it.compile_limits,
         it.payload_bytes_max,
         it.secrets,
         it.trusted_keys

@@ -16,6 +16,8 @@ use laneway_core::{Name, Subscription, Topology};
 use laneway_host::{PluginSpec, PublicKeys};
 use laneway_store::Storage;
 
+use crate::compiler::CompileLimits;
+
 pub use file::{PAYLOAD_BYTES_MAX, REFERENCE, default_cache_dir, duration_argument};
 
 /// A checked configuration.
@@ -38,10 +40,8 @@ pub struct Config {
     pub instances_max: u32,
     /// Largest memory that any plugin may be given, in bytes.
     pub memory_bytes_max: usize,
-    /// Processor time that compiling one plugin may take.
-    pub compile_time_max: Duration,
-    /// Memory that compiling one plugin may take, in bytes.
-    pub compile_memory_bytes_max: u64,
+    /// What compiling one plugin may take.
+    pub compile_limits: CompileLimits,
     /// Largest payload, in bytes.
     pub payload_bytes_max: u32,
     /// Where the node's secrets come from, by name.
@@ -149,8 +149,7 @@ mod tests {
         assert_eq!(reference.grace, defaults.grace);
         assert_eq!(reference.instances_max, defaults.instances_max);
         assert_eq!(reference.memory_bytes_max, defaults.memory_bytes_max);
-        assert_eq!(reference.compile_time_max, defaults.compile_time_max);
-        assert_eq!(reference.compile_memory_bytes_max, defaults.compile_memory_bytes_max);
+        assert_eq!(reference.compile_limits, defaults.compile_limits);
         assert_eq!(reference.payload_bytes_max, defaults.payload_bytes_max);
         assert_eq!((&reference.trusted_keys, &defaults.trusted_keys), (&None, &None));
         let mut example = reference.subscriptions[0].subscription.clone();

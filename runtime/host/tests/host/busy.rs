@@ -62,13 +62,13 @@ async fn a_call_that_gets_no_instance_counts_as_no_attempt_and_has_sent_nothing(
 async fn the_time_of_an_attempt_begins_when_it_has_an_instance() {
     let host = host();
     let endless = plugin(&host, Handler, &Guest::handler(FOREVER));
-    let in_time = "(if (i64.lt_u (i64.load (i32.add (local.get $message) (i32.const 88))) (i64.const 1000))
+    let in_time = "(if (i64.lt_u (i64.load (i32.add (local.get $message) (i32.const 88))) (i64.const 3500))
         (then unreachable))";
-    let sleeper = plugin(&host, Handler, &sleeping(1000, in_time));
-    // Together they take longer than the second has.
+    let sleeper = plugin(&host, Handler, &sleeping(3500, in_time));
+    // Together they take longer than the second has; each by itself has seconds to spare.
     let (stuck, served) = tokio::join!(
-        run(&endless, timed(Duration::from_millis(600))),
-        run(&sleeper, timed(Duration::from_millis(1500)))
+        run(&endless, timed(Duration::from_millis(3500))),
+        run(&sleeper, timed(Duration::from_secs(6)))
     );
     assert_eq!(retried(&stuck).0, Reason::TIMEOUT);
     served.result.unwrap();

@@ -47,7 +47,7 @@ impl Hostile {
     }
 
     pub fn raw(name: &'static str, bytes: Vec<u8>, ends: Ends) -> Self {
-        let limits = Limits { validate_timeout: run::TIMEOUT, ..Limits::default() };
+        let limits = Limits { validate_timeout: ends.time(), ..Limits::default() };
         Self { name, bytes, ends, kind: SubscriptionKind::Handler, http: false, limits }
     }
 

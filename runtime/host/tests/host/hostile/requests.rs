@@ -25,7 +25,7 @@ const HTTP: &str = r#"
 /// Requests that are held at once; each has one handle of the 1,000 that there are.
 const HELD: u32 = 900;
 /// Nanoseconds for which they are held.
-const HOLD: u64 = 500_000_000;
+const HOLD: u64 = 2_000_000_000;
 
 /// A mebibyte of what may stand in a name, behind a `/`.
 const LETTERS: &str = "

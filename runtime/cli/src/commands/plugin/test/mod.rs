@@ -14,8 +14,9 @@ use bytes::Bytes;
 use laneway_core::{Attempt, Call, Interrupt, Invoker, Lane, Message, Name, RetryPolicy, SubscriptionKind};
 use laneway_host::{Grants, Host, HostError, HostOptions, HttpAnswer, Limits, Plugin, PluginError, PluginSpec};
 
+use crate::compiler::CompileLimits;
 use crate::config::{Config, SubscriptionConfig, default_cache_dir};
-use crate::{Shared, compiler, exit, output};
+use crate::{Shared, exit, output};
 use report::{CallReport, EffectsReport, MessageReport, Report};
 use world::{Fault, World, WrittenState};
 
@@ -76,7 +77,7 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
             "--fault: HTTP requests can go wrong in one way only; give one of the http faults",
         ));
     }
-    let Setting { spec, timeout } = setting(shared, &args)?;
+    let Setting { spec, timeout, compile_limits } = setting(shared, &args)?;
     let messages = messages::read(&args.message, spec.payload_bytes_max)?;
     let state = match &args.state {
         Some(path) => serde_json::from_str(&messages::read_text(path)?)
@@ -84,7 +85,7 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         None => WrittenState::default(),
     };
     let world = Arc::new(World::new(args.http_answer, &args.fault, state)?);
-    let (plugin, kind) = load(&world, &args.file, spec)?;
+    let (plugin, kind) = load(&world, &args.file, spec, compile_limits)?;
     plugin.validate().await.with_context(|| {
         format!("{} refuses its configuration; give it with --set KEY=VALUE or --subscription", args.file.display())
     })?;
@@ -131,6 +132,7 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
 struct Setting {
     spec: PluginSpec,
     timeout: Duration,
+    compile_limits: CompileLimits,
 }
 
 fn setting(shared: &Shared, args: &Args) -> Result<Setting> {
@@ -148,6 +150,7 @@ fn setting(shared: &Shared, args: &Args) -> Result<Setting> {
                 payload_bytes_max: PAYLOAD_BYTES_MAX,
             },
             timeout: Duration::from_secs(30),
+            compile_limits: CompileLimits::default(),
         },
     };
     setting.spec.config.extend(args.set.iter().cloned());
@@ -159,17 +162,22 @@ fn of_subscription(shared: &Shared, name: &Name) -> Result<Setting> {
     let found = config.subscriptions.into_iter().find(|it| it.subscription.name == *name);
     let SubscriptionConfig { subscription, spec, .. } =
         found.with_context(|| format!("no subscription `{name}` in {}", shared.config.display()))?;
-    Ok(Setting { spec, timeout: subscription.timeout })
+    Ok(Setting { spec, timeout: subscription.timeout, compile_limits: config.compile_limits })
 }
 
 /// Loads the component as what it is.
-fn load(world: &Arc<World>, file: &Path, spec: PluginSpec) -> Result<(Arc<Plugin>, SubscriptionKind)> {
+fn load(
+    world: &Arc<World>,
+    file: &Path,
+    spec: PluginSpec,
+    compile_limits: CompileLimits,
+) -> Result<(Arc<Plugin>, SubscriptionKind)> {
     let bytes = std::fs::read(file).with_context(|| format!("failed to read {}", file.display()))?;
     let options = HostOptions {
         cache_dir: default_cache_dir(),
         instances_max: 1,
         memory_bytes_max: spec.limits.memory_bytes_max.max(HostOptions::default().memory_bytes_max),
-        compiler: Some(compiler::process(compiler::TIME_MAX, compiler::MEMORY_BYTES_MAX)?),
+        compiler: Some(compile_limits.process()?),
         ..HostOptions::default()
     };
     let host = match Host::mocked(options.clone(), world.clone()) {
