@@ -150,10 +150,10 @@ impl Plugin {
     /// An instance for the call. Waiting for one is bounded by the timeout, and is not taken off the call's own time:
     /// that begins when there is an instance.
     async fn live(&self, job: Job<'_>, bounds: Bounds) -> Result<Live, Ended> {
-        bounds.check()?;
+        bounds.check_interrupts()?;
         let idle = if let Job::Validate = job { None } else { self.take_idle() };
         if let Some(mut live) = idle {
-            live.store.data_mut().renew(job.subject(), bounds);
+            live.store.data_mut().renew(job.subject(), bounds.restarted());
             return Ok(live);
         }
         let permit = self.host.instance_permit(&bounds).await?;

@@ -83,14 +83,14 @@ impl Bounds {
         self.turn = Instant::now();
     }
 
+    /// Fails once somebody has interrupted the attempt.
+    pub(crate) fn check_interrupts(&self) -> Result<(), Ended> {
+        if self.interrupts.iter().any(Interrupt::is_set) { Err(Ended::Interrupted) } else { Ok(()) }
+    }
+
     fn check_at(&self, now: Instant) -> Result<(), Ended> {
-        if self.interrupts.iter().any(Interrupt::is_set) {
-            Err(Ended::Interrupted)
-        } else if now >= self.deadline {
-            Err(Ended::Timeout)
-        } else {
-            Ok(())
-        }
+        self.check_interrupts()?;
+        if now >= self.deadline { Err(Ended::Timeout) } else { Ok(()) }
     }
 
     /// Waits for something, but not longer than the attempt lasts.
