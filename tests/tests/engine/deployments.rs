@@ -26,6 +26,8 @@ struct Stage {
     gate: Arc<Notify>,
     /// Lets attempts on versions that `stand` go on.
     stand: Gate,
+    /// Loads of versions that are `unlucky` the first time.
+    unlucky: Arc<AtomicU64>,
 }
 
 /// An attempt.
@@ -83,6 +85,9 @@ impl PluginLoader for Stage {
         let text = String::from_utf8(plugin.component.to_vec()).unwrap();
         if text.contains("broken") {
             return Err(LoadError::Unfit("it does not compile, as played".to_owned()));
+        }
+        if text.contains("unlucky") && self.unlucky.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err(LoadError::Unavailable("no process is to be had, as played".to_owned()));
         }
         if text.contains("slow") {
             self.gate.notified().await;
@@ -409,6 +414,20 @@ async fn a_version_that_takes_long_to_load_holds_up_neither_swaps_nor_the_end(on
     assert!(began.elapsed() < Duration::from_secs(10), "the node ended after {:?}", began.elapsed());
 }
 
+async fn a_node_that_could_not_try_says_nothing_and_tries_again(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    let stage = Stage::default();
+    let engine = stage.start(&rig, &rig.store, "one");
+    let unlucky = validated(&*rig.store, 1, "unlucky", None).await;
+    assert!(comes(async || stage.unlucky.load(Ordering::SeqCst) == 1).await);
+    // Nobody is to fail the deployment for it: the first that is heard is that it is ready.
+    ready(&*rig.store, unlucky, 1).await;
+    let report = &rig.store.reports(&[unlucky], ALIVE_FOR).await.unwrap()[0].report;
+    assert_eq!((report.readiness, report.error.as_deref()), (laneway_core::Readiness::Ready, None));
+    assert_eq!(stage.unlucky.load(Ordering::SeqCst), 2);
+    assert!(engine.drain().await.complete);
+}
+
 on_both!(
     messages_wait_until_a_version_is_deployed_and_while_none_is,
     fifty_swaps_of_a_handler,
@@ -420,4 +439,5 @@ on_both!(
     a_canary_that_holds_becomes_active_after_its_window,
     a_version_that_cannot_be_loaded_gets_nothing_and_the_one_before_goes_on,
     a_version_that_takes_long_to_load_holds_up_neither_swaps_nor_the_end,
+    a_node_that_could_not_try_says_nothing_and_tries_again,
 );
