@@ -16,10 +16,8 @@ fn compiler(seconds: u64, memory_bytes_max: u64) -> CompilerProcess {
     CompilerProcess { program: laneway(), args: vec!["__compile".into()], time_max, memory_bytes_max }
 }
 
-fn load(compiler: Option<CompilerProcess>, cache: Option<&Path>, bytes: &[u8]) -> Result<Arc<Plugin>, PluginError> {
-    let options =
-        HostOptions { instances_max: 2, compiler, cache_dir: cache.map(PathBuf::from), ..HostOptions::default() };
-    let spec = PluginSpec {
+fn spec() -> PluginSpec {
+    PluginSpec {
         name: Name::parse("test").unwrap(),
         kind: SubscriptionKind::Handler,
         config: [].into(),
@@ -27,8 +25,13 @@ fn load(compiler: Option<CompilerProcess>, cache: Option<&Path>, bytes: &[u8]) -
         limits: Limits::default(),
         reuse: false,
         payload_bytes_max: 1 << 20,
-    };
-    Host::new(options).unwrap().plugin(bytes, spec)
+    }
+}
+
+fn load(compiler: Option<CompilerProcess>, cache: Option<&Path>, bytes: &[u8]) -> Result<Arc<Plugin>, PluginError> {
+    let options =
+        HostOptions { instances_max: 2, compiler, cache_dir: cache.map(PathBuf::from), ..HostOptions::default() };
+    Host::new(options).unwrap().plugin(bytes, spec())
 }
 
 /// A component that takes the compiler some ten seconds of processor time, though it is not refused beforehand.
@@ -102,6 +105,28 @@ fn a_crash_of_the_compiler_is_told_from_its_end_by_others() {
         let error = ends(script);
         assert!(error.is_of_the_node() && error.to_string().contains("/bin/sh"), "{script}: {error}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_loaded_several_times_at_once_is_compiled_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let count = folder.path().join("count");
+    let script = format!("echo >> '{}'; exec '{}' __compile", count.display(), laneway().display());
+    let process = CompilerProcess {
+        program: "/bin/sh".into(),
+        args: vec!["-c".into(), script.into()],
+        ..compiler(60, 4 << 30)
+    };
+    let cache_dir = Some(folder.path().join("cache"));
+    let options = HostOptions { instances_max: 2, compiler: Some(process), cache_dir, ..HostOptions::default() };
+    let (host, bytes) = (Host::new(options).unwrap(), std::fs::read(plugin("noop")).unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| host.plugin(&bytes, spec()).unwrap());
+        }
+    });
+    assert_eq!(std::fs::read_to_string(count).unwrap().lines().count(), 1);
 }
 
 /// What compiles but cannot run here is compiled again next time, in which it may.

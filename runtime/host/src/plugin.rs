@@ -194,15 +194,17 @@ fn compile(host: &Host, bytes: &[u8], digest: &PluginDigest) -> Result<Component
         return Ok(component);
     }
     shape::check(bytes)?;
+    // One process at a time, so that all together take no more than one may. Whoever had the turn before may have compiled
+    // the same, and keeps its turn until that is in the cache.
+    let turn = |_: &_| host.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = host.options.compiler.as_ref().map(turn);
+    if taken.is_some()
+        && let Some(component) = cached()
+    {
+        return Ok(component);
+    }
     let code = match &host.options.compiler {
-        Some(process) => {
-            // One at a time, so that all together take no more than one may. Another may have compiled this meanwhile.
-            let _turn = host.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(component) = cached() {
-                return Ok(component);
-            }
-            process.compile(bytes)?
-        }
+        Some(process) => process.compile(bytes)?,
         None => compiler::compile(&host.engine, bytes)?,
     };
     // SAFETY: the code is what `Engine::precompile_component` made right now, in this process or in one that this
