@@ -84,6 +84,11 @@ pub trait Store: Maintenance + Plugins + ScheduleRuns {
     /// Time until the earliest delivery that is not yet due becomes so; `Ok(None)` if there is none.
     async fn next_due(&self, subscription: SubscriptionId) -> Result<Option<Duration>, StoreError>;
 
+    /// Time until the earliest delivery of each subscription that has any is due; zero if one is due now, though a claim
+    /// may yet find that it has to wait for another of its key. One statement, whose cost grows with the subscriptions
+    /// that have something to deliver, and with nothing else.
+    async fn upcoming(&self) -> Result<Vec<(SubscriptionId, Duration)>, StoreError>;
+
     /// Waits until deliveries of the subscription may have become due by a commit, of any process. May wake without
     /// cause, and remembers a wake-up that came since the last call. Callers poll as well: this is only for speed.
     async fn woken(&self, subscription: SubscriptionId);

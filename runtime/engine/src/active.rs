@@ -25,6 +25,8 @@ pub(crate) struct Active {
     pub destination: Arc<Destination>,
     /// Of this subscription alone.
     pub pause: Pause,
+    /// Told when something is due, by the node's look for all of its subscriptions.
+    pub due: Notify,
     /// Told when a delivery was put back for a time that the relay does not know of.
     pub rescheduled: Notify,
 }
@@ -44,6 +46,7 @@ impl Active {
                 Runs::Deployed { .. } => Versions::default(),
             },
             pace: Pace::default(),
+            due: Notify::new(),
             rescheduled: Notify::new(),
         }
     }

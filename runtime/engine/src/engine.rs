@@ -19,6 +19,7 @@ use crate::deployer::{Deployer, Followed};
 use crate::destination::Destination;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
+use crate::poll;
 use crate::relay::Relay;
 use crate::scheduler;
 use crate::settler::{Outcome, Settler};
@@ -103,7 +104,7 @@ impl Engine {
         let interrupt = Interrupt::default();
         let settling = tokio::spawn(settler.clone().run());
         let nodes = Arc::new(AtomicU32::new(1));
-        let keepers = vec![
+        let mut keepers = vec![
             tokio::spawn(leases.keep(store.clone())),
             tokio::spawn(heartbeat(store.clone(), options.clone(), nodes.clone())),
         ];
@@ -125,6 +126,7 @@ impl Engine {
                 work
             })
             .collect();
+        keepers.push(tokio::spawn(poll::run(store.clone(), active.clone(), options.poll_interval)));
         // What claims or begins something, and stops doing so when the drain begins.
         let mut relays: Vec<JoinHandle<()>> = schedules
             .into_iter()
@@ -150,6 +152,7 @@ impl Engine {
                 draining: watching.clone(),
                 primary_at: None,
                 backfill: None,
+                more_may_come: false,
             };
             relays.push(tokio::spawn(relay.run()));
         }

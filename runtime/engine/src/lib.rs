@@ -1,6 +1,6 @@
 //! The engine: takes deliveries from a store, runs plugins on them, and settles the outcomes.
 //!
-//! A delivery's way: [`relay`] claims it, [`lanes`] holds it until a slot is free, [`slot`] runs it, [`verdict`] says
+//! A delivery's way: [`poll`] sees that it is due, [`relay`] claims it, [`lanes`] holds it until a slot is free, [`slot`] runs it, [`verdict`] says
 //! what follows, [`settler`] commits that in groups. [`leases`] keeps what is in hand renewed, and [`overlay`] lets
 //! messages build on each other's state before it is committed. [`scheduler`] waits for the times of schedules, and
 //! [`sweep`] makes changes of many rows in steps. [`versions`] says which version of its plugin an attempt runs on, and
@@ -16,6 +16,7 @@ mod leases;
 mod options;
 mod overlay;
 mod pace;
+mod poll;
 mod rate;
 mod relay;
 mod scheduler;

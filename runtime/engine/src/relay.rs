@@ -18,6 +18,8 @@ use crate::stats::Stats;
 
 /// First and longest wait after a claim that failed.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Longer than any node runs.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// Deliveries in hand, settled ones not yet committed included, in units of one claim.
 const IN_HAND_CLAIMS_MAX: usize = 4;
 
@@ -42,6 +44,8 @@ pub(crate) struct Relay {
     pub primary_at: Option<Instant>,
     /// A claim of the backfill lane that is under way: primary messages that come meanwhile do not wait for it.
     pub backfill: Option<JoinHandle<Result<bool, StoreError>>>,
+    /// Whether something was claimed or put back since the relay last asked when the next delivery is due.
+    pub more_may_come: bool,
 }
 
 /// What a look at the database came to.
@@ -66,6 +70,8 @@ impl Relay {
     /// Claims until the node drains.
     pub async fn run(mut self) {
         let mut backoff = BACKOFF.0;
+        // The node's first look tells whether anything is there for this subscription.
+        self.sleep().await;
         while !*self.draining.borrow() {
             if !self.work.versions.is_ready() {
                 self.wait_for_plugin().await;
@@ -76,7 +82,10 @@ impl Relay {
                 continue;
             }
             match self.look().await {
-                Ok(Look::Claimed) => backoff = BACKOFF.0,
+                Ok(Look::Claimed) => {
+                    backoff = BACKOFF.0;
+                    self.more_may_come = true;
+                }
                 Ok(Look::Full) => {
                     backoff = BACKOFF.0;
                     let work = self.work.clone();
@@ -257,22 +266,24 @@ impl Relay {
         Claimer { store: self.store.clone(), work: self.work.clone(), settler: self.settler.clone(), reserved }
     }
 
-    /// Sleeps until something may be due: a commit, a delay that ends, or the next poll.
+    /// Sleeps until something may be due: a commit, a delay that ends, or the node's next look. While nothing happens, it
+    /// asks the database nothing.
     async fn sleep(&mut self) {
-        let until_due = match self.store.next_due(self.work.id).await {
-            Ok(due) => due.unwrap_or(self.options.poll_interval),
-            Err(error) => {
+        let until_due = match std::mem::take(&mut self.more_may_come) {
+            true => self.store.next_due(self.work.id).await.unwrap_or_else(|error| {
                 debug!(%error, "next due time is not known");
-                self.options.poll_interval
-            }
+                None
+            }),
+            false => None,
         };
         let work = self.work.clone();
         // The database's clock may tick coarser than ours: look a moment after the due time, not just before.
-        let time = (until_due + Duration::from_millis(1)).min(self.options.poll_interval);
+        let time = until_due.map_or(FOR_EVER, |due| due + Duration::from_millis(1));
         tokio::select! {
             () = self.store.woken(work.id) => {}
-            () = tokio::time::sleep(time) => {}
-            () = work.rescheduled.notified() => {}
+            () = work.due.notified() => {}
+            () = tokio::time::sleep(time) => self.more_may_come = true,
+            () = work.rescheduled.notified() => self.more_may_come = true,
             // More may be due than may be in work: whatever is settled makes room.
             () = work.lanes.drained.notified(), if work.subscription.cluster_concurrency.is_some() => {}
             _ = self.draining.changed() => {}

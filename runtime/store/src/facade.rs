@@ -95,9 +95,18 @@ impl Storage {
     /// # Errors
     /// [`StoreError`] as for [`Storage::open`], but for an older schema.
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
+        self.migrate_up_to(None).await
+    }
+
+    /// Brings the schema up to date, or up to version `last`, as a program of that version would: so tests make the
+    /// database of an earlier program.
+    ///
+    /// # Errors
+    /// As for [`Storage::migrate`].
+    pub async fn migrate_up_to(&self, last: Option<i64>) -> Result<Migrated, StoreError> {
         match self {
-            Self::Sqlite(options) => sqlite::migrate(options.clone()).await,
-            Self::Postgres(options) => postgres::migrate(options.clone()).await,
+            Self::Sqlite(options) => sqlite::migrate(options.clone(), last).await,
+            Self::Postgres(options) => postgres::migrate(options.clone(), last).await,
         }
     }
 

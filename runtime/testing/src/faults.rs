@@ -32,6 +32,8 @@ pub enum Operation {
     Renew,
     /// [`Store::settle`]
     Settle,
+    /// [`Store::upcoming`]
+    Upcoming,
     /// [`Store::next_due`]
     NextDue,
     /// [`Store::state`]
@@ -253,6 +255,10 @@ impl Store for FaultyStore {
 
     async fn settle(&self, group: &[Settlement]) -> Result<SettleReport, StoreError> {
         self.with_fault(Operation::Settle, self.inner.settle(group)).await
+    }
+
+    async fn upcoming(&self) -> Result<Vec<(SubscriptionId, Duration)>, StoreError> {
+        self.with_fault(Operation::Upcoming, self.inner.upcoming()).await
     }
 
     async fn next_due(&self, subscription: SubscriptionId) -> Result<Option<Duration>, StoreError> {

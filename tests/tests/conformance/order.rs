@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use laneway_core::{ClaimRequest, Lane, NewMessage, Priority, Verdict};
+use laneway_core::{ClaimRequest, Lane, NewMessage, Ordering, Priority, Subscription, Topic, Verdict};
 use laneway_testing::{Random, seed};
 
 use crate::fixture::*;
@@ -149,6 +149,49 @@ conformance! {
             due > HOUR / 2 - Duration::from_secs(60) && due <= HOUR / 2,
             "the backfill lane counts too: {due:?}"
         );
+    }
+
+    async fn one_look_tells_when_each_subscription_has_something_due(fixture: &Fixture) {
+        let topics = [("idle", "a.x"), ("now", "b.x"), ("later", "c.x"), ("in-work", "d.x"), ("both", "e.x")];
+        let subscriptions = fixture.subscribe_to(&topics).await;
+        assert!(fixture.store.upcoming().await.unwrap().is_empty(), "nothing was ever written");
+        let on = |id: &str, topic: &str, delay: Option<Duration>| NewMessage {
+            topic: Topic::parse(topic).unwrap(),
+            delay,
+            ..message(id)
+        };
+        let messages = [
+            on("1", "b.x", None),
+            on("2", "c.x", Some(HOUR)),
+            on("3", "d.x", None),
+            on("4", "e.x", Some(HOUR)),
+            NewMessage { priority: Priority::BULK, ..on("5", "e.x", None) },
+        ];
+        fixture.enqueue(&messages).await;
+        let leased = ClaimRequest { lease: HOUR / 2, ..request(subscriptions[3]) };
+        fixture.store.claim(leased).await.unwrap().unwrap();
+        let mut upcoming = fixture.store.upcoming().await.unwrap();
+        upcoming.sort_unstable();
+        let about = |wanted: Duration| move |due: Duration| due <= wanted && due + Duration::from_secs(60) > wanted;
+        assert_eq!(upcoming.iter().map(|(id, _)| *id).collect::<Vec<_>>(), subscriptions[1..]);
+        assert_eq!(upcoming[0].1, Duration::ZERO);
+        assert!(about(HOUR)(upcoming[1].1), "{:?}", upcoming[1].1);
+        assert!(about(HOUR / 2)(upcoming[2].1), "the end of the lease: {:?}", upcoming[2].1);
+        assert_eq!(upcoming[3].1, Duration::ZERO, "the backfill lane counts too");
+    }
+
+    async fn what_waits_behind_another_of_its_key_is_not_told_as_due(fixture: &Fixture) {
+        let applied = fixture.apply(vec![Subscription { ordering: Ordering::Key, ..subscription("s", "t.x") }]).await;
+        let subscription = number_of(&applied, "s");
+        let keyed = |id: &str| NewMessage { key: Some("k".to_owned()), ..message(id) };
+        fixture.enqueue(&[keyed("1"), keyed("2")]).await;
+        let claim = ClaimRequest { ordered: true, lease: HOUR, ..request(subscription) };
+        let batch = fixture.store.claim(claim).await.unwrap().unwrap();
+        assert!(fixture.store.claim(claim).await.unwrap().is_none());
+        let upcoming = fixture.store.upcoming().await.unwrap();
+        assert!(upcoming.iter().all(|(_, due)| *due > HOUR / 2), "{upcoming:?}");
+        fixture.settle_all(&complete_all(&batch)).await;
+        assert_eq!(fixture.store.upcoming().await.unwrap(), [(subscription, Duration::ZERO)], "its turn has come");
     }
 
     async fn the_retry_that_is_due_next_is_told(fixture: &Fixture) {

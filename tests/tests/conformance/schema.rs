@@ -48,23 +48,15 @@ conformance! {
     async fn an_older_schema_is_refused_with_both_versions(fixture: &Fixture) {
         // One step short of ours, as after an upgrade of the program alone.
         let needed = fixture.storage().migrate().await.unwrap().to;
-        let mut sql = fixture.sql().await;
-        sql.run(&format!("delete from @migration where version = {needed}")).await;
-        let remaining = sql.number("select coalesce(max(version), 0) from @migration").await;
-        if fixture.is_sqlite() && remaining == 0 {
-            // No version left is as a file without our tables, which `create` would fill; open it without.
-            let mut options = SqliteOptions::new(fixture.path().unwrap());
-            options.create = false;
-            match SqliteStore::open(options).await {
-                Err(StoreError::SchemaOlder { found: 0, needed: found }) => assert_eq!(found, needed),
-                other => panic!("{:?}", other.err()),
-            }
-            return;
-        }
-        match refusal(&fixture.storage()).await {
-            StoreError::SchemaOlder { found, needed: wanted } => assert_eq!((found, wanted), (remaining, needed)),
+        let older = Fresh::beside(fixture).await;
+        let made = older.storage.migrate_up_to(Some(needed - 1)).await.unwrap().to;
+        match refusal(&older.storage).await {
+            StoreError::SchemaOlder { found, needed: wanted } => assert_eq!((found, wanted), (made, needed)),
             error => panic!("{error:?}"),
         }
+        let migrated = older.storage.migrate().await.unwrap();
+        assert_eq!((migrated.from, migrated.to), (made, needed));
+        older.storage.open().await.unwrap();
     }
 
     async fn nodes_that_migrate_at_once_both_succeed(fixture: &Fixture) {

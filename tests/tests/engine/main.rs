@@ -7,6 +7,7 @@ mod deployments;
 mod drain;
 mod effects;
 mod faults;
+mod idle;
 mod keys;
 mod lanes;
 mod leases;

@@ -189,3 +189,53 @@ pub(super) async fn next_due(database: &Database, subscription: SubscriptionId) 
     let row = database.connection().await?.one(sqlx::query(query).bind(subscription.0)).await?;
     Ok(row.try_get::<Option<i64>, _>(0)?.map(span))
 }
+
+/// Time until the earliest delivery of each subscription that has any. One probe for each subscription, lane and priority
+/// that something waits in; leases are few, as one covers all that a claim took.
+pub(super) async fn upcoming(database: &Database) -> Outcome<Vec<(SubscriptionId, Duration)>> {
+    let query = "-- delivery.upcoming
+        WITH RECURSIVE owed AS (
+            (SELECT d.subscription_id FROM laneway.delivery d WHERE d.parked IS NOT TRUE
+                ORDER BY d.subscription_id LIMIT 1)
+            UNION ALL
+            SELECT beyond.subscription_id FROM owed CROSS JOIN LATERAL (
+                SELECT d.subscription_id FROM laneway.delivery d
+                WHERE d.parked IS NOT TRUE AND d.subscription_id > owed.subscription_id
+                ORDER BY d.subscription_id LIMIT 1
+            ) beyond
+        ), level AS (
+            SELECT o.subscription_id, l.lane, top.priority
+            FROM owed o CROSS JOIN (VALUES (0::smallint), (1::smallint)) l(lane) CROSS JOIN LATERAL (
+                SELECT d.priority FROM laneway.delivery d
+                WHERE d.subscription_id = o.subscription_id AND d.lane = l.lane AND d.parked IS NOT TRUE
+                ORDER BY d.priority DESC LIMIT 1
+            ) top
+            UNION ALL
+            SELECT level.subscription_id, level.lane, below.priority FROM level CROSS JOIN LATERAL (
+                SELECT d.priority FROM laneway.delivery d
+                WHERE d.subscription_id = level.subscription_id AND d.lane = level.lane AND d.parked IS NOT TRUE
+                    AND d.priority < level.priority
+                ORDER BY d.priority DESC LIMIT 1
+            ) below
+        ), waiting AS (
+            SELECT level.subscription_id, first.available_at AS due FROM level CROSS JOIN LATERAL (
+                SELECT d.available_at FROM laneway.delivery d
+                WHERE d.subscription_id = level.subscription_id AND d.lane = level.lane
+                    AND d.priority = level.priority AND d.parked IS NOT TRUE
+                ORDER BY d.available_at LIMIT 1
+            ) first
+            UNION ALL
+            SELECT l.subscription_id, l.leased_until FROM laneway.lease l
+            UNION ALL
+            -- Word of a freed key: the next claim lets somebody out.
+            SELECT s.id, word.look_at FROM laneway.subscription s CROSS JOIN LATERAL (
+                SELECT f.look_at FROM laneway.freed_key f WHERE f.subscription_id = s.id ORDER BY f.look_at LIMIT 1
+            ) word WHERE s.ordered
+        )
+        SELECT w.subscription_id, (extract(epoch FROM min(w.due) - now()) * 1000000)::bigint AS due_in
+        FROM waiting w GROUP BY w.subscription_id";
+    let rows = database.connection().await?.all(sqlx::query(query)).await?;
+    rows.iter()
+        .map(|row| Ok((SubscriptionId(row.try_get("subscription_id")?), span(row.try_get("due_in")?))))
+        .collect()
+}

@@ -148,6 +148,10 @@ impl Store for PostgresStore {
         lease::next_due(self.database(), subscription).await.map_err(classify)
     }
 
+    async fn upcoming(&self) -> Result<Vec<(SubscriptionId, Duration)>, StoreError> {
+        lease::upcoming(self.database()).await.map_err(classify)
+    }
+
     async fn woken(&self, subscription: SubscriptionId) {
         self.0.wakes.woken(subscription).await;
     }

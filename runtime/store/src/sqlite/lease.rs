@@ -79,3 +79,38 @@ pub(super) async fn next_due(
     let wait: Option<Option<i64>> = reader.optional(statement, |row| row.try_get(0)).await?;
     Ok(wait.flatten().map(|wait| Duration::from_millis(u64::try_from(wait).unwrap_or_default())))
 }
+
+/// Time until the earliest delivery of each subscription that has any. One probe for each subscription, lane and priority
+/// that something waits in.
+pub(super) async fn upcoming(reader: &mut Reader) -> Result<Vec<(SubscriptionId, Duration)>, StoreError> {
+    let query = concat!(
+        "-- lease.upcoming
+        WITH RECURSIVE owed (subscription_id) AS (
+            SELECT min(d.subscription_id) FROM laneway_delivery d WHERE d.parked IS NOT 1
+            UNION ALL
+            SELECT (SELECT min(d.subscription_id) FROM laneway_delivery d
+                WHERE d.parked IS NOT 1 AND d.subscription_id > owed.subscription_id)
+            FROM owed WHERE owed.subscription_id IS NOT NULL
+        ), hop (subscription_id, lane, priority) AS (
+            SELECT o.subscription_id, l.value, (SELECT max(d.priority) FROM laneway_delivery d
+                WHERE d.subscription_id = o.subscription_id AND d.lane = l.value AND d.parked IS NOT 1)
+            FROM owed o CROSS JOIN json_each('[0,1]') l WHERE o.subscription_id IS NOT NULL
+            UNION ALL
+            SELECT hop.subscription_id, hop.lane, (SELECT max(d.priority) FROM laneway_delivery d
+                WHERE d.subscription_id = hop.subscription_id AND d.lane = hop.lane AND d.parked IS NOT 1
+                    AND d.priority < hop.priority)
+            FROM hop WHERE hop.priority IS NOT NULL
+        )
+        SELECT hop.subscription_id, min((SELECT min(d.available_at) FROM laneway_delivery d
+            WHERE d.subscription_id = hop.subscription_id AND d.lane = hop.lane AND d.priority = hop.priority
+            AND d.parked IS NOT 1)) - ",
+        now_ms!(),
+        "
+        FROM hop WHERE hop.priority IS NOT NULL GROUP BY hop.subscription_id"
+    );
+    let due = |row: &sqlx::sqlite::SqliteRow| {
+        let wait: i64 = row.try_get(1)?;
+        Ok((SubscriptionId(row.try_get(0)?), Duration::from_millis(u64::try_from(wait).unwrap_or_default())))
+    };
+    reader.all(sqlx::query(query), due).await
+}

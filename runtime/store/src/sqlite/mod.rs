@@ -160,6 +160,10 @@ impl Store for SqliteStore {
         lease::next_due(&mut self.connections().reader().await?, subscription).await
     }
 
+    async fn upcoming(&self) -> Result<Vec<(SubscriptionId, Duration)>, StoreError> {
+        lease::upcoming(&mut self.connections().reader().await?).await
+    }
+
     async fn woken(&self, subscription: SubscriptionId) {
         self.0.wakes.woken(subscription).await;
     }

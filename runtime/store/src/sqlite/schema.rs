@@ -4,32 +4,29 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use laneway_core::StoreError;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::SqliteOptions;
 use super::connection::{classify, connect_writer, name_file};
 use crate::Migrated;
+use crate::migrations::{Found, Migrations};
 
-static MIGRATOR: LazyLock<Migrator> = LazyLock::new(|| {
-    let mut migrator = sqlx::migrate!("../../migrations/sqlite");
-    // The file may be the application's own, with migrations of its own under the usual name.
-    migrator.dangerous_set_table_name("laneway_migration");
-    migrator
+// The file may be the application's own, with migrations of its own under the usual name.
+static MIGRATIONS: LazyLock<Migrations> = LazyLock::new(|| {
+    let all = sqlx::migrate!("../../migrations/sqlite");
+    Migrations::new(&all, "laneway_migration", "laneway_addition")
 });
 
-fn newest_known() -> i64 {
-    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
-}
-
-/// Brings the schema in the file up to date. The file is created if it is missing and `create` is set.
+/// Brings the schema in the file up to date, or up to version `last`. The file is created if it is missing and `create` is
+/// set.
 ///
 /// # Errors
 /// As for [`super::SqliteStore::open`], but for an older schema.
-pub async fn migrate(options: SqliteOptions) -> Result<Migrated, StoreError> {
+pub async fn migrate(options: SqliteOptions, last: Option<i64>) -> Result<Migrated, StoreError> {
     let mut connection = connect(&options).await?;
     let migrated =
-        bring_up_to_date(&mut connection, &options).await.map_err(|error| name_file(error, &options.path))?;
+        bring_up_to_date(&mut connection, &options, last).await.map_err(|error| name_file(error, &options.path))?;
     connection.close().await.map_err(classify)?;
     Ok(migrated)
 }
@@ -49,14 +46,11 @@ async fn connect(options: &SqliteOptions) -> Result<SqliteConnection, StoreError
 }
 
 async fn prepare(connection: &mut SqliteConnection, options: &SqliteOptions) -> Result<(), StoreError> {
-    let needed = newest_known();
-    let found = version(connection).await?;
-    if found == 0 && options.create {
-        bring_up_to_date(connection, options).await?;
-    } else if found < needed {
-        return Err(StoreError::SchemaOlder { found, needed });
-    } else if found > needed {
-        return Err(StoreError::SchemaNewer { found, known: needed });
+    let found = look(connection).await?;
+    if found.newest() == 0 && options.create {
+        bring_up_to_date(connection, options, None).await?;
+    } else {
+        MIGRATIONS.check(&found)?;
     }
     use_wal(connection, options.busy_timeout).await
 }
@@ -64,28 +58,30 @@ async fn prepare(connection: &mut SqliteConnection, options: &SqliteOptions) -> 
 async fn bring_up_to_date(
     connection: &mut SqliteConnection,
     options: &SqliteOptions,
+    last: Option<i64>,
 ) -> Result<Migrated, StoreError> {
     // Looks before it touches: a file that is not ours stays as it is.
-    version(connection).await?;
+    look(connection).await?;
     use_wal(connection, options.busy_timeout).await?;
     // The migrator takes no lock on SQLite. With the write lock held, of two programs that start at once the second
     // finds the work done.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(classify)?;
-    let from = version(&mut transaction).await?;
-    let to = newest_known();
-    if from > to {
-        return Err(StoreError::SchemaNewer { found: from, known: to });
+    let found = look(&mut transaction).await?;
+    let known = MIGRATIONS.newest();
+    if found.closing > known {
+        return Err(StoreError::SchemaNewer { found: found.closing, known });
     }
-    MIGRATOR.run_direct(None, &mut *transaction, false).await.map_err(|error| match error {
+    MIGRATIONS.run(&mut *transaction, last.unwrap_or(known)).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => classify(error),
         other => StoreError::NotOurs(other.to_string()),
     })?;
+    let to = look(&mut transaction).await?.newest();
     transaction.commit().await.map_err(classify)?;
-    Ok(Migrated { from, to })
+    Ok(Migrated { from: found.newest(), to })
 }
 
-/// Version of our schema in the file; 0 if it has no tables of ours.
-async fn version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+/// Which of our migrations the file has; none if it has no tables of ours.
+async fn look(connection: &mut SqliteConnection) -> Result<Found, StoreError> {
     // schema.tables
     let tables: Vec<String> = sqlx::query_scalar(
         r"SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'laneway\_%' ESCAPE '\'",
@@ -93,19 +89,32 @@ async fn version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
     .fetch_all(&mut *connection)
     .await
     .map_err(classify)?;
-    if tables.iter().any(|table| table == "laneway_migration") {
-        // schema.version
-        return sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM laneway_migration WHERE success")
-            .fetch_one(connection)
+    let has = |name: &str| tables.iter().any(|table| table == name);
+    if !has("laneway_migration") {
+        return match tables.first() {
+            None => Ok(Found::default()),
+            Some(table) => {
+                Err(StoreError::NotOurs(format!("it has a table {table} that no migration of ours made")))
+            }
+        };
+    }
+    let unreadable = |table: &'static str| {
+        move |error| StoreError::NotOurs(format!("table {table} is not as we write it: {error}"))
+    };
+    // schema.version
+    let closing = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM laneway_migration WHERE success")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(unreadable("laneway_migration"))?;
+    let additions = match has("laneway_addition") {
+        // schema.additions
+        true => sqlx::query_scalar("SELECT version FROM laneway_addition WHERE success")
+            .fetch_all(connection)
             .await
-            .map_err(|error| {
-                StoreError::NotOurs(format!("table laneway_migration is not as we write it: {error}"))
-            });
-    }
-    match tables.first() {
-        None => Ok(0),
-        Some(table) => Err(StoreError::NotOurs(format!("it has a table {table} that no migration of ours made"))),
-    }
+            .map_err(unreadable("laneway_addition"))?,
+        false => Vec::new(),
+    };
+    Ok(Found { closing, additions })
 }
 
 /// Readers and the writer do not wait for each other in WAL mode. The mode is the file's, and lasts.
