@@ -33,8 +33,12 @@ pub struct Delivery {
     pub lane: Lane,
     /// The message.
     pub message: Message,
-    /// Number of this attempt, from 1. It was counted by the claim.
+    /// Number of this attempt, from 1. It counts when it is answered, or if [`crate::Store::begin`] noted it and the lease
+    /// ends.
     pub attempt: u32,
+    /// Leases that ended with it unsettled since an answer was last counted. Above 0 it may have run in one of them, and
+    /// may even be what ended the node: [`crate::Store::begin`] is to be called before it runs.
+    pub lost: u32,
     /// Time from the start of the first attempt to this claim.
     pub since_first_attempt: Duration,
     /// A marker says that its effects are committed: settle it without running it.
@@ -50,6 +54,17 @@ pub struct Batch {
     pub token: LeaseToken,
     /// The deliveries.
     pub deliveries: Vec<Delivery>,
+}
+
+/// A delivery in hand, named by its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// The lease that it is under.
+    pub token: LeaseToken,
+    /// Whose delivery.
+    pub subscription: SubscriptionId,
+    /// The delivery.
+    pub delivery: DeliveryId,
 }
 
 /// A lease to be renewed, for those of its deliveries that are still in hand. A store may renew all of a lease that is

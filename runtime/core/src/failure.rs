@@ -79,7 +79,7 @@ impl Reason {
     pub const DENIED: Self = Self::host("denied");
     /// A host function failed.
     pub const HOST: Self = Self::host("host_error");
-    /// The node that held the lease ended, or lost it, as often as attempts are allowed.
+    /// The last attempt that is allowed began, and the node that held the lease ended, or lost it, before the answer.
     pub const LEASE_EXPIRED: Self = Self::host("lease_expired");
     /// The attempt was ended because the node is shutting down.
     pub const INTERRUPTED: Self = Self::host("interrupted");

@@ -19,7 +19,7 @@ pub struct Attempt {
     pub lane: Lane,
     /// Time left for it to run.
     pub timeout: Duration,
-    /// An earlier attempt began, so effects outside may have happened.
+    /// An earlier attempt began, or may have begun on a node that ended, so effects outside may have happened.
     pub maybe_duplicate: bool,
 }
 

@@ -23,7 +23,7 @@ mod topology;
 mod view;
 
 pub use self::cron::{CronExpression, CronField, InvalidCron};
-pub use delivery::{Batch, ClaimRequest, Delivery, Renewal};
+pub use delivery::{Batch, ClaimRequest, Delivery, Held, Renewal};
 pub use effects::{CounterAdd, Effects, StateEntry, StateError, StateRead, StateVersion, StateView, StateWrite};
 pub use failure::{ERROR_TEXT_BYTES_MAX, ErrorText, Failure, Reason};
 pub use id::{DeliveryId, InvalidName, LeaseToken, MessageId, Name, PluginDigest, SubscriptionId};

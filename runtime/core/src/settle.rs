@@ -43,6 +43,17 @@ pub enum Verdict {
 impl Verdict {
     /// Handed back unstarted: due at once, attempt not counted.
     pub const RELEASE: Self = Self::Retry { delay: Duration::ZERO, counted: false, error: None };
+
+    /// Whether the attempt that it ends counts.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        match self {
+            Self::Complete { .. } => true,
+            Self::Retry { counted, .. } => *counted,
+            // Its attempts were used up before: no slot began this one.
+            Self::DeadLetter { reason, .. } => *reason != Reason::LEASE_EXPIRED,
+        }
+    }
 }
 
 /// The end of one attempt.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, LeaseToken,
+    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Held, LeaseToken,
     Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Plugins, Renewal, ScheduleRuns,
     SettleReport, Settlement, StateEntry, Status, SubscriptionId, Topology,
 };
@@ -71,9 +71,17 @@ pub trait Store: Maintenance + Plugins + ScheduleRuns {
     /// Writes messages in one transaction. Duplicates are reported, not refused. The answers are in the order given.
     async fn enqueue(&self, messages: &[NewMessage]) -> Result<Vec<Enqueued>, StoreError>;
 
-    /// Leases due deliveries of one lane: highest priority first, then due time, then sequence. Counts their attempt.
-    /// `Ok(None)` if nothing is due, [`StoreError::NoRoom`] if nothing may be taken.
+    /// Leases due deliveries of one lane: highest priority first, then due time, then sequence. `Ok(None)` if nothing is
+    /// due, [`StoreError::NoRoom`] if nothing may be taken.
+    ///
+    /// What a lease still holds when it ends is due again, with [`crate::Delivery::lost`] raised by one. Its attempt counts
+    /// only if [`Store::begin`] was called for it.
     async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError>;
+
+    /// Notes durably that attempts begin, so that they count even if their lease ends without an answer. It is called for
+    /// deliveries whose [`crate::Delivery::lost`] is above 0, before they run. Answers those whose lease no longer held: they
+    /// must not run.
+    async fn begin(&self, deliveries: &[Held]) -> Result<Vec<Held>, StoreError>;
 
     /// Renews leases. Answers the deliveries whose lease no longer held; those are not renewed.
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError>;

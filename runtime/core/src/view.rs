@@ -109,8 +109,10 @@ pub struct DeliveryView {
     pub lane: Lane,
     /// When it becomes due, or when its lease ends.
     pub available_at: Timestamp,
-    /// Attempts counted so far.
+    /// Attempts counted so far; while it is leased, the one of the lease too.
     pub attempt: u32,
+    /// Leases that ended with it unsettled since an answer was last counted: it may have run in one of them.
+    pub lost: u32,
     /// Whether it is leased.
     pub leased: bool,
     /// Whether it waits behind another message of its key.

@@ -15,6 +15,10 @@ pub(crate) struct Item {
     pub lane: Lane,
     pub message: Arc<Message>,
     pub attempt: u32,
+    /// Leases that were lost on it.
+    pub lost: u32,
+    /// The database knows that it begins; asked only of what leases were lost on.
+    pub noted: bool,
     pub processed: bool,
     /// It was run before, in this attempt: state changed under it.
     pub began: bool,
@@ -30,11 +34,18 @@ impl Item {
             lane: delivery.lane,
             message: Arc::new(delivery.message),
             attempt: delivery.attempt,
+            lost: delivery.lost,
+            noted: false,
             processed: delivery.processed,
             began: false,
             claimed_at,
             since_first_attempt: delivery.since_first_attempt,
         }
+    }
+
+    /// Whether it was certainly never run before, but in this attempt.
+    pub fn is_first_attempt(&self) -> bool {
+        self.attempt == 1 && self.lost == 0
     }
 
     /// Time since the start of the first attempt.
@@ -45,7 +56,8 @@ impl Item {
 
 /// Payload bytes that a batch holds at most, if it is not one message alone: a part of what a guest's memory takes.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// From this attempt on a delivery goes alone: what it does to its batch is not to be the others' fault again.
+/// From this attempt on a delivery goes alone, as does one that may have ended its node: what it does to its batch is not
+/// to be the others' fault again.
 const ALONE_FROM_ATTEMPT: u32 = 3;
 
 /// How many deliveries from the front make a batch of at most `max`.
@@ -53,7 +65,7 @@ fn batch_len(queue: &VecDeque<Item>, max: usize) -> usize {
     let mut bytes = 0;
     let fitting = queue.iter().take(max).take_while(|item| {
         bytes += item.message.payload.len();
-        bytes <= BATCH_BYTES_MAX && item.attempt < ALONE_FROM_ATTEMPT
+        bytes <= BATCH_BYTES_MAX && item.attempt < ALONE_FROM_ATTEMPT && item.lost == 0
     });
     fitting.count().max(queue.len().min(max).min(1))
 }
@@ -162,7 +174,7 @@ impl Lanes {
     }
 
     /// Waits for work and moves up to `max` deliveries of one lane into `into`: fewer if they are large, and one alone
-    /// that has failed before. `false` when the buffer is closed.
+    /// that has failed before, or may have ended its node. `false` when the buffer is closed.
     pub async fn next(&self, max: usize, low_water: usize, into: &mut Vec<Item>) -> bool {
         loop {
             // Registered before the look, so that a push between look and wait is not missed.
@@ -232,6 +244,7 @@ mod tests {
             lane,
             message: message.clone(),
             attempt: 1,
+            lost: 0,
             since_first_attempt: Duration::ZERO,
             processed: false,
         };
@@ -261,6 +274,21 @@ mod tests {
         assert!((9..=10).contains(&tenth.len()), "{tenth:?}");
         assert!(tenth.windows(2).all(|pair| (9..=11).contains(&(pair[1] - pair[0]))), "{tenth:?}");
         assert!((49..=51).contains(&backfill_of_a_hundred(0.5).await.len()));
+    }
+
+    #[tokio::test]
+    async fn what_may_have_ended_its_node_goes_alone() {
+        let lanes = Lanes::new(0.0);
+        let mut five = items(Lane::Primary, 5);
+        (five[1].lost, five[2].lost) = (1, 2);
+        lanes.push(Lane::Primary, five);
+        let mut batches = Vec::new();
+        for _ in 0..4 {
+            let mut batch = Vec::new();
+            lanes.next(10, 0, &mut batch).await;
+            batches.push(batch.iter().map(|item| item.id.0).collect::<Vec<_>>());
+        }
+        assert_eq!(batches, [vec![0], vec![1], vec![2], vec![3, 4]]);
     }
 
     #[tokio::test]

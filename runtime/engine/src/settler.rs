@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::active::Active;
+use crate::begin::Begins;
 use crate::lanes::Item;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
@@ -71,6 +72,7 @@ impl Outcome {
 pub(crate) struct Settler {
     store: Arc<dyn Store>,
     pub leases: Arc<Leases>,
+    pub begins: Begins,
     pub stats: Arc<Stats>,
     queue: Mutex<Vec<Outcome>>,
     wake: Notify,
@@ -89,6 +91,7 @@ pub(crate) struct Settler {
 impl Settler {
     pub fn new(store: Arc<dyn Store>, leases: Arc<Leases>, stats: Arc<Stats>, options: &EngineOptions) -> Self {
         Self {
+            begins: Begins::new(store.clone()),
             store,
             leases,
             stats,
@@ -362,7 +365,7 @@ impl Settler {
         let digest = ran_on.as_ref().map_or_else(|| PluginDigest::from_hex(""), |choice| choice.version.digest());
         let is_trial = ran_on.as_ref().is_some_and(|choice| choice.on_trial);
         if let Some(choice) = &ran_on {
-            choice.version.was_refused(item.attempt);
+            choice.version.was_refused(item.is_first_attempt());
         }
         let (attempt, elapsed) = (item.attempt, item.elapsed());
         let ruling = rule(&work.subscription, failure, attempt, elapsed, &digest, rand::random(), is_trial)?;

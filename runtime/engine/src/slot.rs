@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use laneway_core::{
-    Attempt, Call, CounterAdd, Effects, ErrorText, Failure, Interrupt, Invocation, PluginDigest, Reason,
+    Attempt, Call, CounterAdd, Effects, ErrorText, Failure, Held, Interrupt, Invocation, PluginDigest, Reason,
     SandboxUse, Settlement, Verdict,
 };
 use tracing::{debug, error, info, warn};
 
 use crate::active::Active;
+use crate::begin::Begun;
 use crate::lanes::Item;
 use crate::overlay::Accepted;
 use crate::settler::{Outcome, Settler};
@@ -21,6 +22,9 @@ use crate::versions::{Choice, InFlight, Version};
 
 /// Messages after which a slot lets other tasks of its thread run.
 const YIELD_EVERY: u32 = 32;
+
+/// After this long a message is due again whose start could not be noted in the database.
+const UNNOTED_DELAY: Duration = Duration::from_secs(1);
 
 /// Runs messages until the subscription's buffer is closed.
 pub(crate) async fn run(work: Arc<Active>, settler: Arc<Settler>, interrupt: Interrupt) {
@@ -43,8 +47,49 @@ async fn attempt(work: &Arc<Active>, settler: &Settler, interrupt: &Interrupt, i
     // read state which changed under it runs again at once; each round, some attempt has won.
     loop {
         items.retain(|item| !ended_unstarted(work, settler, item));
+        note_begins(work, settler, items).await;
         let Some(chosen) = choose(work, settler, items) else { return };
         items.extend(run_on(work, settler, interrupt, chosen).await);
+    }
+}
+
+/// Notes that those begin which leases were lost on, and takes out what must not run.
+async fn note_begins(work: &Arc<Active>, settler: &Settler, items: &mut Vec<Item>) {
+    let mut position = 0;
+    while let Some(item) = items.get_mut(position) {
+        if item.lost == 0 || item.noted {
+            position += 1;
+            continue;
+        }
+        let held = Held { token: item.token, subscription: work.id, delivery: item.id };
+        match settler.begins.begin(held).await {
+            Begun::Noted => {
+                item.noted = true;
+                position += 1;
+                continue;
+            }
+            Begun::Lost => {
+                let item = items.remove(position);
+                warn!(message = %item.message.id, subscription = %work.subscription.name, "lease lost before the start");
+                Stats::add(&settler.stats.lease_lost, 1);
+                settler.leases.remove(std::iter::once((item.token, item.id)));
+                settler.dropped();
+                work.lanes.drained.notify_one();
+            }
+            Begun::Failed(error) => {
+                let item = items.remove(position);
+                warn!(
+                    message = %item.message.id,
+                    subscription = %work.subscription.name,
+                    error,
+                    "the start of a message whose lease was lost before could not be noted; it is tried again later"
+                );
+                let verdict = Verdict::Retry { delay: UNNOTED_DELAY, counted: false, error: None };
+                let release = settlement(work, &item, verdict);
+                settler.push(Outcome::new(work, item, release, None));
+            }
+        }
+        work.destination.end_try();
     }
 }
 
@@ -61,7 +106,7 @@ fn choose(work: &Arc<Active>, settler: &Settler, items: &mut Vec<Item>) -> Optio
     let mut chosen: Option<Chosen> = None;
     let mut others = Vec::new();
     for item in items.drain(..) {
-        let Some(choice) = work.versions.choose(&item.message, item.attempt, attempts_max) else {
+        let Some(choice) = work.versions.choose(&item.message, item.is_first_attempt(), attempts_max) else {
             // The plugin was drained since the claim.
             work.destination.end_try();
             let release = settlement(work, &item, Verdict::RELEASE);
@@ -118,7 +163,7 @@ fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
         // Claimed before the pause. One that ran and met changed state is not counted either: it has not failed, and with
         // one attempt allowed it would be dead for it.
         Verdict::Retry { delay: pause, counted: false, error: None }
-    } else if let Some(verdict) = rule_unstarted(&work.subscription, item.attempt) {
+    } else if let Some(verdict) = rule_unstarted(&work.subscription, item.attempt, item.lost) {
         error!(message = %item.message.id, subscription = %work.subscription.name, "attempts used up without an end");
         verdict
     } else {
@@ -138,7 +183,7 @@ fn call(work: &Active, interrupt: &Interrupt, item: &Item) -> Call {
             max: work.subscription.retry.attempts_max(),
             lane: item.lane,
             timeout: work.subscription.timeout,
-            maybe_duplicate: item.attempt > 1 || item.began,
+            maybe_duplicate: !item.is_first_attempt() || item.began,
         },
         state: work.overlay.clone(),
         interrupt: interrupt.clone(),
@@ -179,7 +224,7 @@ fn finish(
     choice: &Choice,
 ) -> Option<Item> {
     let Invocation { result, mut effects, plugin, used } = invocation;
-    let attempt = item.attempt;
+    let (attempt, is_first) = (item.attempt, item.is_first_attempt());
     let failure = result.as_ref().err().cloned();
     let mut opened = None;
     let mut is_shared = true;
@@ -235,7 +280,7 @@ fn finish(
     let outcome = |item, settlement, era| Outcome::of_attempt(work, item, settlement, era, choice);
     if effects.reads.is_empty() && effects.writes.is_empty() {
         settler.push(outcome(item, settlement, None));
-        choice.version.ended(attempt, &used, failure.as_ref());
+        choice.version.ended(is_first, &used, failure.as_ref());
         return None;
     }
     let mut item = Some(item);
@@ -247,7 +292,7 @@ fn finish(
         }
     });
     if item.is_none() {
-        choice.version.ended(attempt, &used, failure.as_ref());
+        choice.version.ended(is_first, &used, failure.as_ref());
     }
     item
 }

@@ -102,15 +102,22 @@ fn dead(reason: Reason, error: ErrorText, plugin: &PluginDigest) -> Ruling {
     Verdict::DeadLetter { reason, error, plugin: Some(plugin.clone()) }.into()
 }
 
-/// Rules on a delivery that was claimed more often than it may be run: each of its nodes ended, or lost the lease,
-/// before an outcome was settled.
-pub(crate) fn rule_unstarted(subscription: &Subscription, attempt: u32) -> Option<Verdict> {
+/// Rules on a delivery whose attempts were used up before: `attempt` would be its next. `lost` leases have ended without
+/// an answer since one was last counted.
+pub(crate) fn rule_unstarted(subscription: &Subscription, attempt: u32, lost: u32) -> Option<Verdict> {
     let max = subscription.retry.attempts_max();
-    (attempt > max).then(|| Verdict::DeadLetter {
+    if attempt <= max {
+        return None;
+    }
+    let counted = attempt - 1;
+    let why = match lost {
+        0 => "the number allowed was lowered, or a node of an older version ended before its answer".to_owned(),
+        1 => "one lease ended without an answer, as its node ended or lost touch with the database".to_owned(),
+        _ => format!("{lost} leases ended without an answer, as their nodes ended or lost touch with the database"),
+    };
+    Some(Verdict::DeadLetter {
         reason: Reason::LEASE_EXPIRED,
-        error: ErrorText::new(format!(
-            "attempt {attempt} of {max} was claimed, but the node of each earlier one ended before it was settled"
-        )),
+        error: ErrorText::new(format!("{counted} of {max} attempts are used up: {why}")),
         plugin: None,
     })
 }
@@ -222,10 +229,13 @@ mod tests {
 
     #[test]
     fn a_delivery_that_keeps_losing_its_node_is_dead_lettered() {
-        assert_eq!(rule_unstarted(&subscription(), 2), None);
-        assert!(matches!(
-            rule_unstarted(&subscription(), 3),
-            Some(Verdict::DeadLetter { reason, .. }) if reason == Reason::LEASE_EXPIRED
-        ));
+        assert_eq!(rule_unstarted(&subscription(), 2, 1), None);
+        let Some(Verdict::DeadLetter { reason, error, .. }) = rule_unstarted(&subscription(), 3, 3) else {
+            panic!("it is not ended");
+        };
+        assert_eq!(reason, Reason::LEASE_EXPIRED);
+        let wanted = "2 of 2 attempts are used up: 3 leases ended without an answer, as their nodes ended or lost touch \
+            with the database";
+        assert_eq!(error.as_str(), wanted);
     }
 }

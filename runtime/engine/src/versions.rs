@@ -67,8 +67,9 @@ impl Version {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Takes note of an attempt that ended with a success, or with this failure.
-    pub fn ended(&self, attempt: u32, used: &SandboxUse, failure: Option<&Failure>) {
+    /// Takes note of an attempt that ended with a success, or with this failure. `is_first`: the message was never run
+    /// before.
+    pub fn ended(&self, is_first: bool, used: &SandboxUse, failure: Option<&Failure>) {
         // What has to run again has not ended.
         if let Some(Failure::Stale) = failure {
             return;
@@ -81,7 +82,7 @@ impl Version {
         tally.guest_nanos.fetch_add(nanos(used.guest), Ordering::Relaxed);
         tally.memory_peak_bytes.fetch_max(used.memory_peak_bytes, Ordering::Relaxed);
         // An attempt that the node's end interrupted says nothing of the version.
-        if attempt == 1 && !matches!(failure, Some(Failure::Interrupted)) {
+        if is_first && !matches!(failure, Some(Failure::Interrupted)) {
             tally.first_attempts.fetch_add(1, Ordering::Relaxed);
             tally.first_failed.fetch_add(u64::from(failure.is_some()), Ordering::Relaxed);
             tally.first_elapsed_nanos.fetch_add(elapsed, Ordering::Relaxed);
@@ -92,8 +93,8 @@ impl Version {
     }
 
     /// Takes note that a success came to nothing: the database refuses what the attempt asked for.
-    pub fn was_refused(&self, attempt: u32) {
-        if attempt == 1 {
+    pub fn was_refused(&self, is_first: bool) {
+        if is_first {
             self.tally.first_failed.fetch_add(1, Ordering::Relaxed);
         }
         self.count(Reason::HOST.as_str());
@@ -206,12 +207,13 @@ impl Versions {
         }
     }
 
-    /// The version for an attempt; none if nothing is deployed. A canary gets no attempt that is the last one, so that
-    /// whatever it does to a message, the active version has its turn.
-    pub fn choose(&self, message: &Message, attempt: u32, attempts_max: u32) -> Option<Choice> {
+    /// The version for an attempt; none if nothing is deployed. A canary gets first attempts only, and none that is the last
+    /// one, so that whatever it does to a message, the active version has its turn. What it may have ended its node by it
+    /// does not get again.
+    pub fn choose(&self, message: &Message, is_first: bool, attempts_max: u32) -> Option<Choice> {
         let current = self.current();
         if let Some(trial) = &current.trial
-            && attempt == 1
+            && is_first
             && attempts_max > 1
             && is_chosen(&trial.canary, message)
         {
@@ -306,18 +308,23 @@ mod tests {
     #[test]
     fn a_canary_gets_its_share_of_first_attempts_and_no_others() {
         let versions = Versions::default();
-        assert!(versions.choose(&message(1, None), 1, 5).is_none());
+        assert!(versions.choose(&message(1, None), true, 5).is_none());
         let trial = |by| Trial { version: version(2), canary: canary(0.1, by), before: Figures::default() };
         versions.set(Current { active: Some(version(1)), trial: Some(trial(CanaryBy::Message)) });
-        let on_trial = |id, key, attempt, max| versions.choose(&message(id, key), attempt, max).unwrap().on_trial;
-        let share = (0..10_000).filter(|&id| on_trial(id, None, 1, 5)).count();
+        let on_trial = |id, key, is_first, max| versions.choose(&message(id, key), is_first, max).unwrap().on_trial;
+        let share = (0..10_000).filter(|&id| on_trial(id, None, true, 5)).count();
         assert!((850..1150).contains(&share), "{share} of 10,000");
-        assert_eq!((0..10_000).filter(|&id| on_trial(id, None, 2, 5) || on_trial(id, None, 1, 1)).count(), 0);
+        assert_eq!(
+            (0..10_000).filter(|&id| on_trial(id, None, false, 5) || on_trial(id, None, true, 1)).count(),
+            0
+        );
         versions.set(Current { active: Some(version(1)), trial: Some(trial(CanaryBy::Key)) });
         for key in 0..100 {
             let key = format!("key-{key}");
-            let first = versions.choose(&message(0, Some(&key)), 1, 5).unwrap().on_trial;
-            assert!((1..10).all(|id| versions.choose(&message(id, Some(&key)), 1, 5).unwrap().on_trial == first));
+            let first = versions.choose(&message(0, Some(&key)), true, 5).unwrap().on_trial;
+            assert!(
+                (1..10).all(|id| versions.choose(&message(id, Some(&key)), true, 5).unwrap().on_trial == first)
+            );
         }
     }
 
@@ -327,7 +334,7 @@ mod tests {
         let error = laneway_core::ErrorText::new("as played");
         for number in 0..1000 {
             let failure = Failure::Retry { reason: Reason::of_guest(&format!("E{number}")), error: error.clone() };
-            version.ended(1, &SandboxUse::default(), Some(&failure));
+            version.ended(true, &SandboxUse::default(), Some(&failure));
         }
         let figures = version.figures();
         assert_eq!((figures.failed, figures.reasons.len()), (1000, REASONS_MAX + 1));
@@ -339,20 +346,20 @@ mod tests {
         let version = version(1);
         let used = SandboxUse { elapsed: Duration::from_micros(10), ..SandboxUse::default() };
         let throttled = Failure::Throttled { after: None, error: laneway_core::ErrorText::new("later") };
-        for (attempt, failure) in [
-            (1, None),
-            (1, Some(&throttled)),
-            (1, Some(&Failure::Stale)),
-            (1, Some(&Failure::Interrupted)),
-            (2, None),
+        for (is_first, failure) in [
+            (true, None),
+            (true, Some(&throttled)),
+            (true, Some(&Failure::Stale)),
+            (true, Some(&Failure::Interrupted)),
+            (false, None),
         ] {
-            version.ended(attempt, &used, failure);
+            version.ended(is_first, &used, failure);
         }
         let figures = version.figures();
         assert_eq!((figures.attempts, figures.failed), (4, 0));
         let first = FirstAttempts { attempts: 2, failed: 1, elapsed_nanos: 20_000 };
         assert_eq!(figures.first, first);
-        version.was_refused(1);
+        version.was_refused(true);
         assert_eq!((version.figures().failed, version.figures().first.failed), (1, 2));
     }
 
@@ -360,12 +367,12 @@ mod tests {
     fn an_attempt_keeps_the_version_that_it_began_with() {
         let versions = Versions::default();
         versions.set(Current { active: Some(version(1)), trial: None });
-        let first = versions.choose(&message(1, None), 1, 5).unwrap().version;
+        let first = versions.choose(&message(1, None), true, 5).unwrap().version;
         let in_flight = first.begin();
         versions.set(Current { active: Some(version(2)), trial: None });
         assert_eq!(first.in_flight(), 1);
         drop(in_flight);
         assert_eq!(first.in_flight(), 0);
-        assert_eq!(versions.choose(&message(1, None), 1, 5).unwrap().version.deployment, Some(2));
+        assert_eq!(versions.choose(&message(1, None), true, 5).unwrap().version.deployment, Some(2));
     }
 }

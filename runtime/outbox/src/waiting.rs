@@ -61,13 +61,15 @@ async fn reschedule_on_postgres(
 /// The condition that message `m` can still be changed: nothing of it was claimed, and something of it is left. A
 /// consumer's markers say nothing of what the runtime did.
 ///
+/// What lost a lease was claimed too. An older file has no such column: there the name means the 0 around it.
+///
 /// Each change has it whole and comes first: a transaction that has read cannot write once others have written.
 macro_rules! open {
     () => {
         "NOT EXISTS (SELECT 1 FROM laneway_dead_letter f WHERE f.message_seq = m.seq)
-            AND NOT EXISTS (SELECT 1 FROM laneway_delivery d
+            AND NOT EXISTS (SELECT 1 FROM (SELECT 0 AS lost) WHERE EXISTS (SELECT 1 FROM laneway_delivery d
                 WHERE d.id BETWEEN m.seq * 1048576 AND m.seq * 1048576 + 1048575
-                    AND (d.attempt > 0 OR d.lease_token IS NOT NULL))
+                    AND (d.attempt > 0 OR d.lease_token IS NOT NULL OR lost > 0)))
             AND NOT EXISTS (SELECT 1 FROM laneway_subscription s
                 CROSS JOIN laneway_marker k ON k.subscription_id = s.id AND k.message_id = m.id
                 WHERE s.kind <> 'consumer')

@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
     AppliedTopology, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection,
-    DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, LeaseToken, Maintenance, MessageFilter,
-    MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport, NodeReportView, PluginVersion,
-    PluginView, Plugins, Renewal, Replay, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns,
-    SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError, StoredPlugin, SubscriptionId, Topology,
+    DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, Held, LeaseToken, Maintenance,
+    MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport, NodeReportView,
+    PluginVersion, PluginView, Plugins, Renewal, Replay, RunOutcome, SchedulePosition, ScheduleRunView,
+    ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError, StoredPlugin,
+    SubscriptionId, Topology,
 };
 
 use crate::Random;
@@ -28,6 +29,8 @@ pub enum Operation {
     Enqueue,
     /// [`Store::claim`]
     Claim,
+    /// [`Store::begin`]
+    Begin,
     /// [`Store::renew`]
     Renew,
     /// [`Store::settle`]
@@ -247,6 +250,10 @@ impl Store for FaultyStore {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
         self.with_fault(Operation::Claim, self.inner.claim(request)).await
+    }
+
+    async fn begin(&self, deliveries: &[Held]) -> Result<Vec<Held>, StoreError> {
+        self.with_fault(Operation::Begin, self.inner.begin(deliveries)).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError> {

@@ -1,14 +1,17 @@
 //! Behaviour 3: the producer's id reaches the outside world unchanged, each time that a message is sent; and over TLS
-//! only to a server that proves to be the one that is meant.
+//! only to a server that proves to be the one that is meant. Behaviour 16: what a killed node did not send, is sent.
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use sqlx::{ConnectOptions, Connection};
 
-use crate::run::{Folder, left};
+use crate::run::{Folder, PATIENCE, left};
 
 /// What a request told of its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +128,112 @@ async fn the_producers_id_reaches_the_outside_world_unchanged_in_every_attempt()
     }
     assert_eq!(receiver.seen.lock().unwrap().len(), 8, "something was sent under another id");
     assert!(folder.json(&["dead-letters", "list"]).as_array().unwrap().is_empty());
+}
+
+/// A server that holds each request until it is told to answer, and then answers at once.
+struct Holding {
+    address: SocketAddr,
+    answers: Arc<AtomicBool>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Holding {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (answers, seen) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<String>>>::default());
+        let holding = Self { address, answers: answers.clone(), seen: seen.clone() };
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (answers, seen) = (answers.clone(), seen.clone());
+                thread::spawn(move || {
+                    let Some(request) = read(&stream) else { return };
+                    seen.lock().unwrap().push(request.id);
+                    while !answers.load(Ordering::SeqCst) {
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    // Who was killed meanwhile reads no answer.
+                    let _ = (&stream).write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+                });
+            }
+        });
+        holding
+    }
+
+    /// A folder that publishes to it, eight at once, each message with one attempt.
+    fn folder(&self) -> Folder {
+        let folder = Folder::new();
+        folder.configure(&format!(
+            r#"
+            [node]
+            poll_interval = "100ms"
+            [[subscription]]
+            name = "post"
+            topic = "orders.>"
+            publisher = "publish-http.wasm"
+            config = {{ url = "http://{0}/orders" }}
+            grants = {{ http = ["http://{0}"] }}
+            concurrency = 8
+            lease = "2s"
+            retry = {{ schedule = "none" }}
+            "#,
+            self.address
+        ));
+        std::fs::copy(laneway_tests::plugin("publish-http"), folder.path().join("publish-http.wasm")).unwrap();
+        folder.ok(&["apply"]);
+        folder
+    }
+
+    fn wait_for(&self, requests: usize, folder: &Folder) {
+        let started = Instant::now();
+        while self.seen.lock().unwrap().len() < requests {
+            assert!(started.elapsed() < PATIENCE, "waited in vain for {requests} requests: {}", folder.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn what_a_killed_node_only_had_in_hand_is_sent() {
+    let receiver = Holding::start();
+    let folder = receiver.folder();
+    let lines: String = (0..100).map(|number| format!("{{\"n\":{number}}}\n")).collect();
+    assert!(folder.feed(&["enqueue", "orders.created", "--lines"], lines.as_bytes()).status.success());
+
+    let running = folder.start(&["run"]);
+    receiver.wait_for(8, &folder);
+    drop(running);
+    receiver.answers.store(true, Ordering::SeqCst);
+    let running = folder.start(&["run"]);
+    folder.wait_for("all messages to be settled", &[], |status| left(status) == Some(0));
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    let dead = folder.json(&["dead-letters", "list"]);
+    assert_eq!(dead, serde_json::json!([]), "they were never given up");
+    let seen = receiver.seen.lock().unwrap();
+    let sent: HashSet<&String> = seen.iter().collect();
+    assert_eq!((sent.len(), seen.len()), (100, 108), "what was being sent is sent again, the rest once");
+}
+
+#[test]
+fn a_message_whose_nodes_are_killed_ends_in_the_dead_letters() {
+    let receiver = Holding::start();
+    let folder = receiver.folder();
+    folder.ok(&["enqueue", "orders.created", "{}", "--id=m"]);
+    // The first node that it ends may have ended for any other it had in hand; the second is known to have begun it.
+    for kill in 1..=2 {
+        let running = folder.start(&["run"]);
+        receiver.wait_for(kill, &folder);
+        drop(running);
+    }
+    let running = folder.start(&["run"]);
+    folder.wait_for("it to be given up", &[], |status| left(status) == Some(0));
+    assert_eq!(running.terminate(), Some(0), "{}", folder.log());
+    let dead = folder.json(&["dead-letters", "list"]);
+    assert_eq!((&dead[0]["reason"], &dead[0]["attempts"]), (&"lease_expired".into(), &1.into()), "{dead}");
+    let why = "1 of 1 attempts are used up: 2 leases ended without an answer, as their nodes ended or lost touch with the \
+        database";
+    assert_eq!(dead[0]["error"], why);
+    assert_eq!(receiver.seen.lock().unwrap().len(), 2, "it was sent a third time");
 }
 
 /// A server that speaks TLS for `localhost` with a certificate of its own, and takes every request.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    Batch, ClaimRequest, Delivery, ErrorText, Lane, LeaseToken, MessageId, NewMessage, Priority, Reason,
+    Batch, ClaimRequest, Delivery, ErrorText, Held, Lane, LeaseToken, MessageId, NewMessage, Priority, Reason,
     SettleReport, Settlement, StateEntry, Store, SubscriptionId, Topic, Verdict,
 };
 use laneway_testing::{Random, seed};
@@ -21,7 +21,7 @@ const RUN: Duration = Duration::from_secs(3);
 const RUN_MAX: Duration = Duration::from_secs(60);
 
 /// Without these, a run shows too little.
-const WANTED: [&str; 6] = ["claimed", "settled", "lost", "conflicts", "settled again", "time passed"];
+const WANTED: [&str; 7] = ["claimed", "begun", "settled", "lost", "conflicts", "settled again", "time passed"];
 
 /// Subscriptions by name and pattern; messages have the topics `t.a` and `t.b`.
 const SUBSCRIPTIONS: [(&str, &str); 3] = [("all", "t.>"), ("a", "t.a"), ("b", "*.b")];
@@ -39,7 +39,12 @@ struct Owed {
     token: Option<LeaseToken>,
     /// Whether the lease may have expired.
     expired: bool,
+    /// Attempts counted, and the one of the last lease.
     attempts: u32,
+    /// Leases that ended with it unsettled since an answer was last counted.
+    lost: u32,
+    /// Whether it has begun under the last lease.
+    begun: bool,
     end: Option<End>,
 }
 
@@ -158,9 +163,15 @@ impl Run<'_> {
             let owed = self.model.owed.get_mut(&key).unwrap_or_else(|| panic!("{key:?} is not owed"));
             assert_eq!(owed.end, None, "{key:?} was settled already");
             assert!(owed.token.is_none() || owed.expired, "{key:?} is leased to another");
-            assert_eq!(delivery.attempt, owed.attempts + 1, "{key:?}");
+            if owed.token.is_some() {
+                // Its lease has ended; the attempt counts if it had begun.
+                owed.lost += 1;
+                owed.attempts -= u32::from(!owed.begun);
+            }
+            assert_eq!((delivery.attempt, delivery.lost), (owed.attempts + 1, owed.lost), "{key:?}");
             assert!(!delivery.processed, "{key:?}");
             (owed.token, owed.expired, owed.attempts) = (Some(batch.token), false, delivery.attempt);
+            owed.begun = false;
         }
     }
 
@@ -289,13 +300,45 @@ impl Run<'_> {
         match &settlement.verdict {
             Verdict::Complete { .. } => owed.end = Some(End::Completed),
             Verdict::DeadLetter { .. } => owed.end = Some(End::Dead),
-            Verdict::Retry { counted, .. } => owed.attempts -= u32::from(!counted),
+            Verdict::Retry { counted: true, .. } => owed.lost = 0,
+            Verdict::Retry { counted: false, .. } => owed.attempts -= 1,
         }
         for child in settlement.emits.clone() {
             if !self.written.contains(&child.id.to_string()) {
                 self.was_written(&child);
             }
         }
+    }
+
+    /// Some of what a node has in hand begins.
+    async fn begin(&mut self) {
+        let node = self.random.below(self.nodes.len());
+        let mut hand = std::mem::take(&mut self.nodes[node].hand);
+        self.random.shuffle(&mut hand);
+        let some = &hand[..hand.len().min(5)];
+        let asked: Vec<Held> = some
+            .iter()
+            .map(|(subscription, token, delivery)| Held {
+                token: *token,
+                subscription: *subscription,
+                delivery: delivery.id,
+            })
+            .collect();
+        let lost = self.nodes[node].store.begin(&asked).await.unwrap();
+        for (held, (subscription, token, delivery)) in asked.iter().zip(some) {
+            let key = (*subscription, delivery.message.id.to_string());
+            let owed = self.model.owed.get_mut(&key).unwrap();
+            let holds = owed.end.is_none() && owed.token == Some(*token);
+            match lost.contains(held) {
+                true => assert!(!holds || owed.expired, "{key:?} did not begin under its own lease"),
+                false => {
+                    assert!(holds, "{key:?} began under a stale lease");
+                    owed.begun = true;
+                }
+            }
+        }
+        self.nodes[node].hand = hand;
+        self.tally("begun");
     }
 
     /// Half of the leases and delays end.
@@ -399,7 +442,8 @@ conformance! {
         while started.elapsed() < RUN || (run.missing().is_some() && started.elapsed() < RUN_MAX) {
             match run.random.below(100) {
                 0..20 => run.enqueue().await,
-                20..60 => run.claim().await,
+                20..55 => run.claim().await,
+                55..60 => run.begin().await,
                 60..95 => run.settle().await,
                 95..99 => run.time_passes().await,
                 _ => run.crash().await,

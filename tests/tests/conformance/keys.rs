@@ -144,7 +144,7 @@ conformance! {
         let stale = claim(fixture, subscription).await.unwrap();
         fixture.sql().await.expire_leases().await;
         let second = claim(fixture, subscription).await.unwrap();
-        assert_eq!((ids(&second), second.deliveries[0].attempt), (vec!["a1"], 2));
+        assert_eq!((ids(&second), second.deliveries[0].lost), (vec!["a1"], 1));
         assert_eq!(fixture.settle(&[complete(&stale, 0)]).await, (vec![0], vec![]));
         assert_eq!(claimed(fixture, subscription).await.1, [""; 0], "who came too late lets nobody go ahead");
         fixture.settle_all(&[complete(&second, 0)]).await;

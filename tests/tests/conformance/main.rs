@@ -13,6 +13,7 @@ mod enqueue;
 mod histories;
 mod keys;
 mod lease;
+mod lost;
 mod markers;
 mod order;
 mod outbox;

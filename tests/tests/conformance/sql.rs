@@ -115,13 +115,15 @@ impl Sql {
             "create temp table ending on commit drop as
                  select lease_token, message_seq from @owed where lease_token is not null and {which};
              insert into @delivery (message_seq, subscription_id, lane, priority, available_at, attempt,
-                     first_attempt_at, last_error, key)
-                 select message_seq, subscription_id, lane, priority, now() - {ago}, attempt, first_attempt_at,
-                     last_error, (select m.key from @message m join @subscription s on s.ordered
-                         where s.id = subscription_id and m.seq = message_seq)
-                 from @owed where (lease_token, message_seq) in (select * from ending)
-                     and exists (select from @lease l where l.token = lease_token
-                         and (select count(*) from ending e where e.lease_token = token) < bit_count(open));
+                     first_attempt_at, last_error, key, lost)
+                 select o.message_seq, o.subscription_id, o.lane, o.priority, now() - {ago}, o.attempt - uncounted.one,
+                     case when o.attempt > uncounted.one then o.first_attempt_at end, o.last_error,
+                     (select m.key from @message m join @subscription s on s.ordered
+                         where s.id = o.subscription_id and m.seq = o.message_seq), o.lost + 1
+                 from @owed o join @lease l on l.token = o.lease_token cross join lateral (select 1 - coalesce(
+                     get_bit(l.begun, array_position(l.message_seqs, o.message_seq) - 1), 0) as one) uncounted
+                 where (o.lease_token, o.message_seq) in (select * from ending)
+                     and (select count(*) from ending e where e.lease_token = l.token) < bit_count(l.open);
              update @lease l set leased_until = now() - {ago}
                  where bit_count(open) = (select count(*) from ending where lease_token = token);
              update @lease l set open = open & ~(

@@ -1,11 +1,11 @@
 //! Leases as the engine keeps and loses them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use laneway_core::{ClaimRequest, Effects, Lane, Store, Subscription};
-use laneway_testing::faults::{FaultyStore, Operation};
+use laneway_core::{ClaimRequest, Effects, Held, Lane, RetryPolicy, Store, Subscription};
+use laneway_testing::faults::{Fault, FaultyStore, Operation};
 
 use crate::rig::{Gate, On, Play, Rig, comes, count_up, options, play, subscription};
 
@@ -60,7 +60,9 @@ async fn a_lost_lease_is_counted(effect: Play, told: impl AsyncFn(&Rig) -> Strin
     let standing = {
         let (gates, reached) = (gates.clone(), reached.clone());
         play(move |call| {
-            let attempt = call.attempt.number as usize - 1;
+            // Neither counts, as the first was not noted; the second may be a duplicate of it.
+            assert_eq!(call.attempt.number, 1);
+            let attempt = usize::from(call.attempt.maybe_duplicate);
             let (effect, gate, reached) = (effect.clone(), gates[attempt].clone(), reached[attempt].clone());
             async move {
                 let effects = effect(call).await;
@@ -127,23 +129,110 @@ async fn a_node_that_vanishes_is_recovered_when_its_lease_ends(on: On) {
     running.engine.drain().await;
 }
 
+/// What nodes claim that end one after the other, each after slots began these of it.
+async fn lose(rig: &Rig, limit: u32, begins: &[&[usize]]) {
+    for begins in begins {
+        let request = request(rig, limit, Duration::from_millis(20));
+        let mut claimed = None;
+        let came = comes(async || {
+            claimed = rig.store.claim(request).await.unwrap();
+            claimed.is_some()
+        })
+        .await;
+        assert!(came, "nothing was due");
+        let batch = claimed.unwrap();
+        let begun: Vec<Held> = begins
+            .iter()
+            .map(|&position| Held {
+                token: batch.token,
+                subscription: batch.subscription,
+                delivery: batch.deliveries[position].id,
+            })
+            .collect();
+        assert_eq!(rig.store.begin(&begun).await.unwrap(), []);
+    }
+}
+
 async fn a_message_whose_nodes_all_end_goes_to_the_dead_letters(on: On) {
     let rig = Rig::new(on, &[subscription("s")]).await;
     rig.enqueue(1).await;
-    for attempt in 1..=3 {
-        let request = request(&rig, 1, Duration::from_millis(20));
-        let claimed = comes(async || rig.store.claim(request).await.unwrap().is_some()).await;
-        assert!(claimed, "attempt {attempt}");
-    }
+    // The first that it ended had no word that it was this one.
+    lose(&rig, 1, &[&[], &[0], &[0], &[0]]).await;
     let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
     rig.wait_until_empty().await;
-    assert_eq!(rig.dead_letters().await[0].reason, "lease_expired");
+    let dead = &rig.dead_letters().await[0];
+    assert_eq!((dead.reason.as_str(), dead.attempts), ("lease_expired", 3));
+    assert!(dead.error.starts_with("3 of 3 attempts are used up: 4 leases ended"), "{}", dead.error);
     assert_eq!(running.runs.load(Ordering::SeqCst), 0);
     running.engine.drain().await;
+}
+
+async fn what_ended_nodes_only_had_in_hand_is_run(on: On) {
+    let retry = RetryPolicy { max_attempts: 1, ..subscription("s").retry };
+    let rig = Rig::new(on, &[Subscription { retry, ..subscription("s") }]).await;
+    rig.enqueue(20).await;
+    // Only the first of them was ever begun; with one attempt allowed it is not begun again.
+    lose(&rig, 20, &[&[], &[0], &[], &[]]).await;
+    let told = Arc::new(AtomicUsize::new(0));
+    let standing = {
+        let told = told.clone();
+        play(move |call| {
+            told.fetch_add(usize::from(call.attempt.number == 1 && call.attempt.maybe_duplicate), Ordering::SeqCst);
+            async { Ok(Effects::default()) }
+        })
+    };
+    let running = rig.start(&standing);
+    rig.wait_until_empty().await;
+    assert_eq!((running.runs.load(Ordering::SeqCst), told.load(Ordering::SeqCst)), (19, 19));
+    assert_eq!(rig.dead_letters().await.len(), 1);
+    running.engine.drain().await;
+}
+
+async fn only_what_lost_its_lease_is_noted_before_it_runs(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    rig.enqueue(10).await;
+    lose(&rig, 10, &[&[]]).await;
+    let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
+    // One that cannot be noted does not run; it is tried again.
+    faulty.script(Operation::Begin, Fault::Before);
+    faulty.script(Operation::Begin, Fault::After);
+    faulty.script(Operation::Begin, Fault::Broken);
+    let store: Arc<dyn Store> = faulty.clone();
+    let running = rig.start_on(&store, &count_up("n"), options());
+    rig.wait_until_empty().await;
+    let noted = faulty.calls(Operation::Begin);
+    assert!(noted > 3, "{noted}");
+    rig.enqueue(50).await;
+    rig.wait_until_empty().await;
+    assert_eq!(faulty.calls(Operation::Begin), noted, "a message that was never lost pays nothing");
+    assert_eq!(rig.state("n").await.as_deref(), Some("60"));
+    let stats = running.drained().await;
+    assert!((3..=30).contains(&stats.released) && stats.lease_lost == 0, "{stats:?}");
+    assert!(rig.dead_letters().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_lost_before_it_is_noted_does_not_run() {
+    let rig = Rig::new(On::Sqlite, &[Subscription { lease: Duration::from_secs(3600), ..subscription("s") }]).await;
+    rig.enqueue(1).await;
+    lose(&rig, 1, &[&[]]).await;
+    let faulty = Arc::new(FaultyStore::new(rig.store.clone()));
+    faulty.script(Operation::Begin, Fault::Delay(Duration::from_secs(5)));
+    let store: Arc<dyn Store> = faulty.clone();
+    let running = rig.start_on(&store, &count_up("n"), options());
+    assert!(comes(async || faulty.calls(Operation::Begin) == 1).await);
+    let mut sql = rig.sqlite().await;
+    let taken = "UPDATE laneway_delivery SET lease_token = lease_token - 1";
+    assert_eq!(sqlx::query(taken).execute(&mut sql).await.unwrap().rows_affected(), 1);
+    running.wait_for("the loss to be seen", |stats| stats.lease_lost == 1).await;
+    assert_eq!(running.runs.load(Ordering::SeqCst), 0);
+    assert_eq!(running.drained().await.lease_lost, 1);
 }
 
 on_both!(
     leases_of_running_and_waiting_messages_are_renewed,
     a_node_that_vanishes_is_recovered_when_its_lease_ends,
     a_message_whose_nodes_all_end_goes_to_the_dead_letters,
+    what_ended_nodes_only_had_in_hand_is_run,
+    only_what_lost_its_lease_is_noted_before_it_runs,
 );

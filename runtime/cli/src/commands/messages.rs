@@ -139,8 +139,12 @@ pub async fn run(shared: &Shared, command: Command) -> Result<()> {
                     DeliveryView { parked: true, .. } => "behind another message of its key, due",
                     _ => "due",
                 };
+                let lost = match delivery.lost {
+                    0 => String::new(),
+                    lost => format!(", leases lost: {lost}"),
+                };
                 output::line(&format!(
-                    "delivery   {} ({}), attempt {}, {what} {}{}",
+                    "delivery   {} ({}), attempt {}{lost}, {what} {}{}",
                     delivery.subscription,
                     delivery.lane.as_str(),
                     delivery.attempt,

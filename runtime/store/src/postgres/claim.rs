@@ -118,14 +118,20 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
             ) e WHERE l.token = e.token
             RETURNING l.*
         ), returned AS (
+            -- The lease has counted an attempt. It stays counted only where a slot is known to have begun it; else it
+            -- leaves no trace but the number of leases lost.
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
-                attempt, lane, last_error, key)
-            SELECT u.message_seq, l.leased_until, coalesce(u.first_attempt_at, l.leased_at), l.subscription_id,
-                u.priority, u.attempt, l.lane, u.last_error, CASE WHEN s.ordered THEN m.key END
+                attempt, lane, last_error, key, lost)
+            SELECT u.message_seq, l.leased_until,
+                CASE WHEN u.attempt > uncounted.one THEN coalesce(u.first_attempt_at, l.leased_at) END,
+                l.subscription_id, u.priority, greatest(u.attempt - uncounted.one, 0), l.lane, u.last_error,
+                CASE WHEN s.ordered THEN m.key END, coalesce(u.lost, 0) + 1
             FROM ended l
             JOIN laneway.subscription s ON s.id = l.subscription_id
-            CROSS JOIN LATERAL unnest(l.message_seqs, l.priorities, l.attempts, l.first_attempts_at, l.last_errors)
-                WITH ORDINALITY AS u(message_seq, priority, attempt, first_attempt_at, last_error, place)
+            CROSS JOIN LATERAL unnest(l.message_seqs, l.priorities, l.attempts, l.first_attempts_at, l.last_errors,
+                    l.losts)
+                WITH ORDINALITY AS u(message_seq, priority, attempt, first_attempt_at, last_error, lost, place)
+            CROSS JOIN LATERAL (SELECT 1 - coalesce(get_bit(l.begun, u.place::integer - 1), 0) AS one) uncounted
             JOIN laneway.message m ON m.seq = u.message_seq
             WHERE get_bit(l.open, u.place::integer - 1) = 1
             ON CONFLICT (message_seq, subscription_id) DO NOTHING
@@ -143,30 +149,31 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
                 chosen!($kind),
                 ", taken AS (
             DELETE FROM laneway.delivery d USING chosen c WHERE d.ctid = c.place
-            RETURNING d.message_seq, d.priority, d.attempt + 1 AS attempt, d.first_attempt_at, d.last_error,
+            RETURNING d.message_seq, d.priority, d.attempt + 1 AS attempt, d.first_attempt_at, d.last_error, d.lost,
                 c.available_at
         ), leased AS (
             INSERT INTO laneway.lease (leased_until, leased_at, message_seq_min, message_seq_max, subscription_id, lane, open,
-                message_seqs, priorities, attempts, first_attempts_at, last_errors)
+                message_seqs, priorities, attempts, first_attempts_at, last_errors, losts)
             SELECT statement_timestamp() + $4::bigint * interval '1 microsecond', statement_timestamp(), min(t.message_seq),
                 max(t.message_seq), $1, $2, repeat('1', count(*)::integer)::bit varying, array_agg(t.message_seq),
-                array_agg(t.priority), array_agg(t.attempt), array_agg(t.first_attempt_at), array_agg(t.last_error)
+                array_agg(t.priority), array_agg(t.attempt), array_agg(t.first_attempt_at), array_agg(t.last_error),
+                CASE WHEN count(t.lost) > 0 THEN array_agg(t.lost) END
             FROM (SELECT * FROM taken ORDER BY priority DESC, available_at, message_seq) t
             HAVING count(*) > 0
-            RETURNING token, message_seqs, attempts, first_attempts_at
+            RETURNING token, message_seqs, attempts, first_attempts_at, losts
         )
         SELECT (SELECT count(pg_notify('laneway', e.subscription_id::text)) FROM ended e) > 0, c.token, c.place,
             c.attempt, c.since_first_attempt, m.id, m.topic, m.key, m.priority, m.payload, m.content_type,
             CASE WHEN m.headers <> '{}' THEN m.headers::text END, m.tenant, k.message_id IS NOT NULL, ",
                 $parked,
-                "
+                ", c.lost
         FROM (VALUES (1)) always
         LEFT JOIN (
-            SELECT l.token, u.place, u.message_seq, u.attempt, CASE WHEN u.attempt > 1
+            SELECT l.token, u.place, u.message_seq, u.attempt, u.lost, CASE WHEN u.attempt > 1
                 THEN (extract(epoch FROM statement_timestamp() - u.first_attempt_at) * 1000000)::bigint
                 END AS since_first_attempt
-            FROM leased l CROSS JOIN LATERAL unnest(l.message_seqs, l.attempts, l.first_attempts_at)
-                WITH ORDINALITY AS u(message_seq, attempt, first_attempt_at, place)
+            FROM leased l CROSS JOIN LATERAL unnest(l.message_seqs, l.attempts, l.first_attempts_at, l.losts)
+                WITH ORDINALITY AS u(message_seq, attempt, first_attempt_at, lost, place)
         ) c ON true
         LEFT JOIN laneway.message m ON m.seq = c.message_seq
         LEFT JOIN laneway.marker k ON $5 AND k.subscription_id = $1 AND k.message_id = m.id"
@@ -238,6 +245,7 @@ fn delivery(row: &PgRow, request: &ClaimRequest) -> Outcome<Option<Delivery>> {
         lane: request.lane,
         message: message(row)?,
         attempt: u32::try_from(attempt).map_err(unreadable)?,
+        lost: u32::try_from(row.try_get::<Option<i32>, _>(15)?.unwrap_or_default()).map_err(unreadable)?,
         since_first_attempt: row.try_get::<Option<i64>, _>(4)?.map_or(Duration::ZERO, span),
         processed: row.try_get(13)?,
     }))

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use laneway_core::{DeliveryId, LeaseToken, Renewal, SubscriptionId};
+use laneway_core::{DeliveryId, Held, LeaseToken, Renewal, SubscriptionId};
 use sqlx::Row as _;
 
 use super::connection::{Database, Outcome, Session, is_collision, microseconds, span};
 
-/// Renewals are tried this often when other transactions stand in their way.
+/// Renewals and begins are tried this often when other transactions stand in their way.
 const TRIES: u32 = 5;
 
 /// Most deliveries of one lease.
@@ -153,6 +153,43 @@ async fn renew_selected(database: &Database, selection: &Selection, lengths: &[i
         )
         SELECT coalesce(array_agg(lease), '{}'), coalesce(array_agg(open), '{}') FROM renewed";
     let statement = sqlx::query(query).bind(selection.tokens()).bind(selection.subscriptions()).bind(lengths);
+    let row = database.connection().await?.one(statement).await?;
+    let (leases, open): (Vec<i32>, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(selection.missed(&leases, &open))
+}
+
+/// Notes that deliveries begin, all in one statement. Answers those whose lease no longer held.
+pub(super) async fn begin(database: &Database, deliveries: &[Held]) -> Outcome<Vec<Held>> {
+    let mut deliveries = deliveries.to_vec();
+    deliveries.sort_unstable();
+    if deliveries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let selection = Selection::new(deliveries.iter().map(|held| (held.token, held.subscription, held.delivery)));
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match begin_selected(database, &selection).await {
+            Err(error) if is_collision(&error) && tries < TRIES => {}
+            done => return Ok(done?.into_iter().map(|position| deliveries[position]).collect()),
+        }
+    }
+}
+
+async fn begin_selected(database: &Database, selection: &Selection) -> Outcome<Vec<usize>> {
+    // What is settled meanwhile is no longer open, and does not begin.
+    let query = "-- lease.begin
+        WITH begun AS (
+            UPDATE laneway.lease l SET begun = coalesce(l.begun, l.open & ~l.open)
+                | (l.open & rpad(a.mask, length(l.open), '0')::bit varying)
+            FROM unnest($1::bigint[], $2::integer[], $3::text[]) WITH ORDINALITY
+                AS a(token, subscription_id, mask, lease)
+            WHERE l.token = a.token AND l.subscription_id = a.subscription_id
+            RETURNING a.lease::integer, l.open::text
+        )
+        SELECT coalesce(array_agg(lease), '{}'), coalesce(array_agg(open), '{}') FROM begun";
+    let statement =
+        sqlx::query(query).bind(selection.tokens()).bind(selection.subscriptions()).bind(selection.masks());
     let row = database.connection().await?.one(statement).await?;
     let (leases, open): (Vec<i32>, Vec<String>) = (row.try_get(0)?, row.try_get(1)?);
     Ok(selection.missed(&leases, &open))

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use laneway_core::{
-    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, LeaseToken,
+    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Held, LeaseToken,
     MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, SettleReport, Settlement, StateEntry, Status,
     Store, StoreError, SubscriptionId, Topology,
 };
@@ -132,6 +132,10 @@ impl Store for PostgresStore {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Option<Batch>, StoreError> {
         claim::claim(self.database(), request).await
+    }
+
+    async fn begin(&self, deliveries: &[Held]) -> Result<Vec<Held>, StoreError> {
+        lease::begin(self.database(), deliveries).await.map_err(classify)
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError> {

@@ -295,21 +295,22 @@ async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &
 
 /// Hands deliveries back, due after their delay. Answers those whose lease no longer held.
 async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<usize>> {
-    // An attempt that does not count leaves no trace: the first that counts starts the clock. What is due at once
-    // may be picked up by another node, which must hear of it. A message that was deleted is owed to nobody.
+    // An attempt that does not count leaves no trace: the first that counts starts the clock. An answer that counts
+    // settles what leases were lost before. What is due at once may be picked up by another node, which must hear of it. A
+    // message that was deleted is owed to nobody.
     let query = concat!(
         "-- settle.retry\n",
         fence!("$7::bigint[], $8::boolean[], $9::text[]" as "delay, counted, error"),
         "due AS (
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
-                attempt, lane, last_error, key)
+                attempt, lane, last_error, key, lost)
             SELECT l.message_seqs[g.place], now() + g.delay * interval '1 microsecond',
                 CASE WHEN g.counted OR l.attempts[g.place] > 1
                     THEN coalesce(l.first_attempts_at[g.place], l.leased_at) END,
                 l.subscription_id, l.priorities[g.place],
                 CASE WHEN g.counted THEN l.attempts[g.place] ELSE greatest(l.attempts[g.place] - 1, 0) END,
                 l.lane, CASE WHEN g.counted THEN g.error ELSE l.last_errors[g.place] END,
-                CASE WHEN s.ordered THEN m.key END
+                CASE WHEN s.ordered THEN m.key END, CASE WHEN NOT g.counted THEN l.losts[g.place] END
             FROM g JOIN laneway.lease l ON l.token = g.token
             JOIN laneway.subscription s ON s.id = l.subscription_id
             JOIN laneway.message m ON m.seq = l.message_seqs[g.place]
@@ -343,12 +344,16 @@ async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<u
 async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<usize>> {
     let query = concat!(
         "-- settle.bury\n",
-        fence!("$7::text[], $8::text[], $9::text[], $10::text[]" as "message_id, reason, error, plugin"),
+        fence!("$7::text[], $8::text[], $9::text[], $10::text[], $11::integer[]"
+            as "message_id, reason, error, plugin, uncounted"),
         "buried AS (
             INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason,
                 error, attempts, first_attempt_at, plugin)
             SELECT l.message_seqs[g.place], g.message_id, l.subscription_id, l.lane, l.priorities[g.place], g.reason,
-                g.error, l.attempts[g.place], coalesce(l.first_attempts_at[g.place], l.leased_at), g.plugin
+                g.error, l.attempts[g.place] - g.uncounted,
+                CASE WHEN l.attempts[g.place] > g.uncounted
+                    THEN coalesce(l.first_attempts_at[g.place], l.leased_at) END,
+                g.plugin
             FROM g JOIN laneway.lease l ON l.token = g.token
         )
         SELECT t.leases, t.reached FROM total t"
@@ -369,6 +374,7 @@ async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<us
         .bind(part.iter().map(|(_, settlement)| settlement.message.as_str()).collect::<Vec<_>>())
         .bind(dead.iter().map(|letter| letter.0).collect::<Vec<_>>())
         .bind(dead.iter().map(|letter| letter.1).collect::<Vec<_>>())
-        .bind(dead.iter().map(|letter| letter.2).collect::<Vec<_>>());
+        .bind(dead.iter().map(|letter| letter.2).collect::<Vec<_>>())
+        .bind(part.iter().map(|(_, settled)| i32::from(!settled.verdict.is_counted())).collect::<Vec<_>>());
     missed(&selection, &session.one(statement).await?)
 }

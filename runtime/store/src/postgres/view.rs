@@ -299,7 +299,7 @@ pub(super) async fn message(database: &Database, id: &MessageId) -> Outcome<Opti
     view.payload = Some(printable(row.try_get(10)?));
     let query = "-- view.deliveries
         SELECT s.name, o.lane, o.available_at, o.attempt, o.lease_token IS NOT NULL AND o.available_at > now(),
-            o.last_error, o.parked
+            o.last_error, o.parked, o.lost
         FROM laneway.owed o JOIN laneway.subscription s ON s.id = o.subscription_id
         WHERE o.message_seq = $1 ORDER BY s.name";
     view.deliveries = session
@@ -312,6 +312,7 @@ pub(super) async fn message(database: &Database, id: &MessageId) -> Outcome<Opti
                 lane: lane(row, 1)?,
                 available_at: timestamp(row, 2)?,
                 attempt: attempts(row, 3)?,
+                lost: attempts(row, 7)?,
                 leased: row.try_get(4)?,
                 parked: row.try_get(6)?,
                 last_error: row.try_get(5)?,

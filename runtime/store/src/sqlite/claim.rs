@@ -130,6 +130,7 @@ struct Claimed {
     due: i64,
     seq: i64,
     attempt: u32,
+    lost: u32,
     since: Option<u64>,
     message: Option<String>,
     topic: Option<String>,
@@ -205,6 +206,14 @@ macro_rules! due {
         "FROM laneway_delivery
         WHERE subscription_id = ? AND lane = ? AND priority = ? AND parked IS NOT 1 AND available_at <= ?
         ORDER BY available_at, message_seq LIMIT ? + 0"
+    };
+}
+
+/// What a claim finds of a due delivery under a lease is what is left of one that has ended. That one has counted an
+/// attempt, which stays counted only where a slot is known to have begun it; else this one takes its place.
+macro_rules! uncounted {
+    () => {
+        "(lease_token IS NOT NULL AND begun_token IS NOT lease_token)"
     };
 }
 
@@ -304,10 +313,14 @@ async fn lease(
         ($processed:expr, $free:expr) => {
             concat!(
                 "-- claim.select
-                SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq, d.attempt,
-                    max(0, ",
+                SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq,
+                    d.attempt + 1 - ",
+                uncounted!(),
+                ", d.lost + (d.lease_token IS NOT NULL), CASE WHEN d.attempt > ",
+                uncounted!(),
+                " THEN max(0, ",
                 now_ms!(),
-                " - d.first_attempt_at), m.id, m.topic, m.key, m.content_type,
+                " - d.first_attempt_at) END, m.id, m.topic, m.key, m.content_type,
                     nullif(m.headers, '{}'), m.tenant,
                     CASE WHEN length(m.payload) <= ",
                 inline_bytes_max!(),
@@ -341,10 +354,14 @@ async fn lease(
                 "-- claim.lease
                 UPDATE laneway_delivery SET lease_token = ?, parked = NULL, available_at = ",
                 now_ms!(),
-                " + ?, attempt = attempt + 1,
-                    first_attempt_at = coalesce(first_attempt_at, ",
+                " + ?, attempt = attempt + 1 - ",
+                uncounted!(),
+                ", lost = lost + (lease_token IS NOT NULL),
+                    first_attempt_at = CASE WHEN attempt > ",
+                uncounted!(),
+                " THEN first_attempt_at ELSE ",
                 now_ms!(),
-                ")
+                " END
                 WHERE id IN (",
                 $which,
                 ")"
@@ -428,8 +445,8 @@ fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Op
         id: DeliveryId(claimed.id),
         lane: request.lane,
         message,
-        // Counted by this claim.
-        attempt: claimed.attempt.saturating_add(1),
+        attempt: claimed.attempt,
+        lost: claimed.lost,
         since_first_attempt: Duration::from_millis(claimed.since.unwrap_or_default()),
         processed: claimed.processed != 0,
     })

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use laneway_core::{DeliveryId, LeaseToken, Renewal, StoreError, SubscriptionId};
+use laneway_core::{DeliveryId, Held, LeaseToken, Renewal, StoreError, SubscriptionId};
 use sqlx::Row;
 
 use super::connection::{Connections, Reader, json, millis, now_ms};
-use super::writer::Durability;
+use super::writer::{Durability, Script};
 
 /// Renews leases. Answers the deliveries whose lease no longer held.
 pub(super) async fn renew(
@@ -47,6 +47,32 @@ pub(super) async fn renew(
     }
     transaction.commit().await?;
     Ok(lost)
+}
+
+/// Notes that deliveries begin, all in one transaction. Answers those whose lease no longer held.
+pub(super) async fn begin(connections: &Connections, deliveries: &[Held]) -> Result<Vec<Held>, StoreError> {
+    if deliveries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pairs: Vec<[i64; 2]> = deliveries.iter().map(|held| [held.delivery.0, held.token.0]).collect();
+    let mut script = Script::new();
+    script.step(
+        "-- lease.begin
+        UPDATE laneway_delivery AS d SET begun_token = d.lease_token
+        FROM (SELECT value ->> 0 AS id, value ->> 1 AS token FROM json_each(?)) b
+        WHERE d.id = b.id AND d.lease_token = b.token
+        RETURNING id",
+    );
+    script.bind(json(&pairs)?)?;
+    let mut begun: HashSet<i64> = HashSet::new();
+    // What may end the machine must be known after a loss of power too.
+    connections
+        .run(Durability::Flushed, script, |row| {
+            begun.insert(row.try_get(0)?);
+            Ok(())
+        })
+        .await?;
+    Ok(deliveries.iter().filter(|held| !begun.contains(&held.delivery.0)).copied().collect())
 }
 
 /// Time until the earliest delivery that is not yet due becomes so.

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use laneway_core::{
-    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, LeaseToken,
+    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Held, LeaseToken,
     MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, SettleReport, Settlement, StateEntry, Status,
     Store, StoreError, SubscriptionId, Topology,
 };
@@ -141,6 +141,10 @@ impl Store for SqliteStore {
             self.0.wakes.keep_in_order(request.subscription);
         }
         claim::claim(self.connections(), request).await
+    }
+
+    async fn begin(&self, deliveries: &[Held]) -> Result<Vec<Held>, StoreError> {
+        lease::begin(self.connections(), deliveries).await
     }
 
     async fn renew(&self, renewals: &[Renewal]) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError> {

@@ -214,7 +214,8 @@ fn retry(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreEr
             Verdict::Complete { .. } | Verdict::DeadLetter { .. } => None,
         })
         .collect();
-    // An attempt that does not count leaves no trace: the first that counts starts the clock.
+    // An attempt that does not count leaves no trace: the first that counts starts the clock. An answer that counts
+    // settles what leases were lost before.
     script.step(concat!(
         "-- settle.retry
         UPDATE laneway_delivery AS d SET
@@ -224,7 +225,8 @@ fn retry(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreEr
             lease_token = NULL,
             attempt = CASE WHEN r.counted THEN d.attempt ELSE max(d.attempt - 1, 0) END,
             first_attempt_at = CASE WHEN r.counted OR d.attempt > 1 THEN d.first_attempt_at END,
-            last_error = CASE WHEN r.counted THEN r.error ELSE d.last_error END
+            last_error = CASE WHEN r.counted THEN r.error ELSE d.last_error END,
+            lost = CASE WHEN r.counted THEN 0 ELSE d.lost END
         FROM (SELECT value ->> 0 AS id, value ->> 1 AS token, value ->> 2 AS delay, value ->> 3 AS counted,
             value ->> 4 AS error FROM json_each(?)) r
         WHERE d.id = r.id AND d.lease_token = r.token"
@@ -247,6 +249,7 @@ fn copy_dead(script: &mut Script, settlements: &[&Settlement]) -> Result<(), Sto
                 error.as_str(),
                 plugin.as_ref().map(laneway_core::PluginDigest::as_str),
                 settlement.message.as_str(),
+                i32::from(!settlement.verdict.is_counted()),
             ])),
             Verdict::Complete { .. } | Verdict::Retry { .. } => None,
         })
@@ -256,7 +259,7 @@ fn copy_dead(script: &mut Script, settlements: &[&Settlement]) -> Result<(), Sto
         INSERT INTO laneway_dead_letter (message_seq, message_id, subscription_id, lane, priority, reason, error,
             attempts, first_attempt_at, failed_at, plugin)
         SELECT d.message_seq, e.value ->> 5, d.subscription_id, d.lane, d.priority, e.value ->> 2, e.value ->> 3,
-            d.attempt, d.first_attempt_at, ",
+            d.attempt - (e.value ->> 6), CASE WHEN d.attempt > (e.value ->> 6) THEN d.first_attempt_at END, ",
         now_ms!(),
         ", e.value ->> 4
         FROM json_each(?) e CROSS JOIN laneway_delivery d

@@ -243,10 +243,12 @@ pub(super) async fn message(reader: &mut Reader, id: &MessageId) -> Result<Optio
     let Some(mut view) = found else { return Ok(None) };
     let query = concat!(
         "-- view.deliveries
-        SELECT s.name, d.lane, d.available_at, d.attempt, d.lease_token IS NOT NULL AND d.available_at > ",
+        SELECT s.name, d.lane, d.available_at,
+            d.attempt - (d.ended AND d.begun_token IS NOT d.lease_token), d.lease_token IS NOT NULL AND NOT d.ended,
+            d.last_error, d.parked = 1, d.lost + d.ended
+        FROM (SELECT o.*, o.lease_token IS NOT NULL AND o.available_at <= ",
         now_ms!(),
-        ", d.last_error, d.parked = 1
-        FROM laneway_delivery d JOIN laneway_subscription s ON s.id = d.subscription_id
+        " AS ended FROM laneway_delivery o) d JOIN laneway_subscription s ON s.id = d.subscription_id
         WHERE d.id BETWEEN ?1 * 1048576 AND ?1 * 1048576 + 1048575 ORDER BY s.name"
     );
     view.deliveries = reader
@@ -256,6 +258,7 @@ pub(super) async fn message(reader: &mut Reader, id: &MessageId) -> Result<Optio
                 lane: lane(row.try_get(1)?)?,
                 available_at: timestamp(row.try_get(2)?)?,
                 attempt: row.try_get(3)?,
+                lost: row.try_get(7)?,
                 leased: row.try_get::<i64, _>(4)? != 0,
                 parked: row.try_get::<Option<i64>, _>(6)? == Some(1),
                 last_error: row.try_get(5)?,
