@@ -236,3 +236,156 @@ fn the_handler_of_the_readme_is_the_one_that_is_compiled() {
     let compiled = fs::read_to_string(root().join("tests/guests/examples/readme.rs")).unwrap();
     assert!(compiled.ends_with(&handler.text), "tests/guests/examples/readme.rs differs from the README");
 }
+
+/// The blocks below a heading of a page, up to the next one.
+fn section(page: &str, heading: &str) -> Vec<Block> {
+    let text = fs::read_to_string(root().join("docs").join(page)).unwrap();
+    let (_, below) =
+        text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no {heading} in {page}"));
+    blocks(below.split("\n## ").next().unwrap_or_default())
+}
+
+/// A folder with a configuration of one subscription, where an operator works.
+struct Operator(tempfile::TempDir);
+
+impl Operator {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(plugin("readme"), folder.path().join("handler.wasm")).unwrap();
+        let config = "[[subscription]]\nname = \"handler\"\ntopic = \"orders.>\"\nhandler = \"handler.wasm\"\n";
+        fs::write(folder.path().join("laneway.toml"), config).unwrap();
+        Self(folder)
+    }
+
+    /// Runs commands in a shell, with these variables; each must succeed.
+    fn shell(&self, commands: &str, variables: &[(&str, &str)]) {
+        let script = format!("set -eu\nlaneway() {{ \"$LANEWAY\" \"$@\"; }}\n{commands}");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]).current_dir(self.0.path()).env("LANEWAY", laneway());
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        assert_success(&output, commands);
+    }
+}
+
+/// Whether a program can be run; if not, the test is skipped aloud.
+fn has(test: &str, program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !found {
+        laneway_testing::skip(test, &format!("there is no {program} on this machine"));
+    }
+    found
+}
+
+/// What every message is to the outbox, and what is owed.
+const STANDING: &str = "SELECT coalesce(string_agg(m.id || ' ' || m.status || ' ' || (SELECT count(*) \
+     FROM laneway.owed o WHERE o.message_seq = m.seq), ', ' ORDER BY m.seq), '') FROM laneway.message_status m";
+
+async fn standing(url: &str) -> String {
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    let standing: String = sqlx::query_scalar(STANDING).fetch_one(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    standing
+}
+
+async fn postgres(url: &str, sql: &str) {
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    connection.execute(AssertSqlSafe(sql.to_owned())).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_page_on_backups_can_be_followed_on_postgresql() {
+    let test = "the_page_on_backups_can_be_followed_on_postgresql";
+    let new = || laneway_testing::postgres::test_database().unwrap();
+    let Some(database) = new() else {
+        return laneway_testing::skip(test, "there is no PostgreSQL on this machine");
+    };
+    if !has(test, "pg_dump") {
+        return;
+    }
+    let operator = Operator::new();
+    operator.shell("laneway migrate && laneway apply", &[("LANEWAY_STORAGE_URL", database.url.as_str())]);
+    // One that is processed, one that is owed, one that is dead, and one that matched nothing; and traces of deployments.
+    postgres(
+        &database.url,
+        "INSERT INTO laneway.message (id, topic, payload) VALUES ('processed', 'orders.a', '1'), \
+             ('owed', 'orders.a', '2'), ('dead', 'orders.a', '3'), ('unrouted', 'nobody', '4'); \
+         INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason, error, \
+             attempts) SELECT d.message_seq, 'dead', d.subscription_id, 0, 0, 'timeout', 'late', 1 \
+             FROM laneway.delivery d WHERE d.message_seq = 3; \
+         DELETE FROM laneway.delivery WHERE message_seq IN (1, 3); \
+         INSERT INTO laneway.deployment (plugin, version, digest, state) VALUES ('p', '1.0.0', 'd', 'retired')",
+    )
+    .await;
+    let before = standing(&database.url).await;
+    assert_eq!(before, "processed processed 0, owed pending 1, dead failed 0, unrouted unrouted 0");
+
+    let check = section("backup.md", "What may happen twice");
+    assert!(check.is_empty(), "{check:?}");
+    for (heading, applied) in [
+        ("PostgreSQL: the whole database, or the schema", false),
+        ("PostgreSQL: the rows alone", false),
+        ("PostgreSQL: the rows alone", true),
+    ] {
+        let restored = new().unwrap();
+        let variables = [("DATABASE_URL", database.url.as_str()), ("RESTORED_URL", restored.url.as_str())];
+        let blocks = section("backup.md", heading);
+        if applied {
+            operator.shell("laneway migrate && laneway apply", &[("LANEWAY_STORAGE_URL", restored.url.as_str())]);
+            let empty = blocks.iter().find(|block| block.language == "sql").expect("what empties the tables");
+            postgres(&restored.url, &empty.text).await;
+        }
+        for block in blocks.iter().filter(|block| block.language == "sh") {
+            operator.shell(&block.text, &variables);
+        }
+        assert_eq!(standing(&restored.url).await, before, "{heading}");
+        operator.shell("laneway doctor --storage \"$RESTORED_URL\"", &variables);
+        // It is an outbox like any other.
+        postgres(&restored.url, "INSERT INTO laneway.message (id, topic, payload) VALUES ('new', 'orders.a', '5')")
+            .await;
+        assert_eq!(standing(&restored.url).await, format!("{before}, new pending 1"), "{heading}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_on_backups_can_be_followed_on_sqlite() {
+    if !has("the_page_on_backups_can_be_followed_on_sqlite", "sqlite3") {
+        return;
+    }
+    let operator = Operator::new();
+    operator.shell("laneway apply && laneway enqueue orders.created 1", &[]);
+    let blocks = section("backup.md", "SQLite");
+    let [backup, restore] = &blocks[..] else { panic!("{blocks:?}") };
+    operator.shell(&backup.text, &[]);
+    operator.shell("laneway enqueue orders.created 2", &[]);
+    operator.shell(&restore.text, &[]);
+    operator.shell("laneway doctor --storage sqlite://vacuumed.db", &[]);
+    let messages = "test \"$(sqlite3 laneway.db 'SELECT count(*) FROM laneway_message')\" = 1";
+    operator.shell(messages, &[]);
+    operator.shell(&messages.replace("laneway.db", "vacuumed.db"), &[]);
+}
+
+#[tokio::test]
+async fn a_transaction_of_two_phases_is_written_as_the_page_says() {
+    let test = "a_transaction_of_two_phases_is_written_as_the_page_says";
+    let Some(database) = laneway_testing::postgres::test_database().unwrap() else {
+        return laneway_testing::skip(test, "there is no PostgreSQL on this machine");
+    };
+    let operator = Operator::new();
+    operator.shell("laneway migrate && laneway apply", &[("LANEWAY_STORAGE_URL", database.url.as_str())]);
+    let mut connection = sqlx::PgConnection::connect(&database.url).await.unwrap();
+    let most: String =
+        sqlx::query_scalar("SHOW max_prepared_transactions").fetch_one(&mut connection).await.unwrap();
+    if most == "0" {
+        return laneway_testing::skip(test, "the server's max_prepared_transactions is 0");
+    }
+    let blocks = section("postgresql.md", "Two-phase commit");
+    let statements = blocks.first().expect("the page shows one");
+    // Each by itself: several in one message are one transaction to the server.
+    for statement in statements.text.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+    }
+    let owed: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM laneway.owed").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(owed, 1);
+}

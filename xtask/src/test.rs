@@ -3,7 +3,7 @@
 use std::{env, ffi::OsString, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
-use laneway_testing::postgres::{Cluster, SERVER_URL};
+use laneway_testing::postgres::{Cluster, SERVER_URL, SETUP};
 
 use crate::{cargo, plugins, postgres};
 
@@ -25,6 +25,9 @@ const PLUGINS: &str = "LANEWAY_BUILT_PLUGINS";
 /// Which tests to run
 #[derive(clap::Args)]
 pub struct TestArgs {
+    /// SQL that each PostgreSQL database of a test is given first, such as "CREATE PUBLICATION p FOR ALL TABLES"
+    #[arg(long, value_name = "SQL")]
+    postgres_setup: Option<String>,
     /// Further arguments of `cargo nextest run` (or of `cargo test` without it), such as a test's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     arguments: Vec<OsString>,
@@ -45,6 +48,9 @@ pub fn run(args: &TestArgs) -> Result<()> {
         command.env(SKIPS_FILE, &skips).env(PROGRAM, laneway).env(XTASK, xtask).env(PLUGINS, &plugins);
         if let Some(cluster) = &cluster {
             command.env(SERVER_URL, cluster.url("postgres"));
+        }
+        if let Some(setup) = &args.postgres_setup {
+            command.env(SETUP, setup);
         }
     };
     let mut tests = if has_nextest() {

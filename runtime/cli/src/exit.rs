@@ -16,10 +16,12 @@ pub const UNAVAILABLE: u8 = 3;
 pub const SCHEMA: u8 = 4;
 /// Stopped with messages still in hand; their leases end by themselves.
 pub const INCOMPLETE: u8 = 5;
+/// `laneway doctor` found something wrong, or could not mend all of it.
+pub const WRONG: u8 = 6;
 
 /// What `--help` says of them.
 pub const HELP: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 database out of reach, 4 schema does not fit, \
-     5 stopped with messages in hand";
+     5 stopped with messages in hand, 6 the doctor found something wrong";
 
 /// `laneway run` ended before everything in hand was settled or handed back; holds why.
 #[derive(Debug)]
@@ -33,6 +35,18 @@ impl fmt::Display for Incomplete {
 
 impl std::error::Error for Incomplete {}
 
+/// `laneway doctor` found so many things wrong.
+#[derive(Debug)]
+pub struct Wrong(pub usize);
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} thing(s) are wrong", self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
 /// A wrong command line that only the command itself can tell. Ends with [`USAGE`], as clap's own errors do.
 pub fn usage(text: &str) -> anyhow::Error {
     clap::Error::raw(clap::error::ErrorKind::ValueValidation, format!("{text}\n")).into()
@@ -44,6 +58,7 @@ pub fn of(error: &anyhow::Error) -> u8 {
         Some(StoreError::Unavailable(_)) => UNAVAILABLE,
         Some(StoreError::SchemaOlder { .. } | StoreError::SchemaNewer { .. } | StoreError::NotOurs(_)) => SCHEMA,
         _ if error.is::<Incomplete>() => INCOMPLETE,
+        _ if error.is::<Wrong>() => WRONG,
         _ => FAILURE,
     }
 }

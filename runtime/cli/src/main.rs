@@ -18,8 +18,8 @@ use clap::{Arg, Parser, Subcommand};
 use laneway_store::Storage;
 
 use crate::commands::{
-    apply, bench, config as print_config, dead_letters, dev, enqueue, idempotency, messages, migrate, plugin,
-    replay, run, schedules, status,
+    apply, bench, config as print_config, dead_letters, dev, doctor, enqueue, idempotency, messages, migrate,
+    plugin, replay, run, schedules, status,
 };
 use crate::logging::LogFormat;
 
@@ -88,6 +88,8 @@ enum Command {
     Enqueue(enqueue::Args),
     /// Show subscriptions, lanes and nodes at a glance
     Status,
+    /// Look for what a restore, a failover or replication left behind, and mend it
+    Doctor(doctor::Args),
     /// Show and manage messages
     #[command(subcommand)]
     Messages(messages::Command),
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
             Command::Migrate => migrate::run(shared).await,
             Command::Enqueue(args) => enqueue::run(shared, args).await,
             Command::Status => status::run(shared).await,
+            Command::Doctor(args) => doctor::run(shared, args).await,
             Command::Messages(command) => messages::run(shared, command).await,
             Command::DeadLetters(command) => dead_letters::run(shared, command).await,
             Command::Idempotency(command) => idempotency::run(shared, command).await,

@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::{
-    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Held, LeaseToken,
-    Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Plugins, Renewal, ScheduleRuns,
-    SettleReport, Settlement, StateEntry, Status, SubscriptionId, Topology,
+    AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Health, Held,
+    LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Plugins, Renewal,
+    ScheduleRuns, SettleReport, Settlement, StateEntry, Status, SubscriptionId, Topology,
 };
 
 /// What can go wrong in a store.
@@ -60,7 +60,7 @@ impl StoreError {
 /// Times are the database's: a lease has expired and a message is due when the database's clock says so.
 /// Nothing here keeps a transaction open between two calls.
 #[async_trait]
-pub trait Store: Maintenance + Plugins + ScheduleRuns {
+pub trait Store: Maintenance + Plugins + ScheduleRuns + Health {
     /// Makes a topology the active one. Subscriptions that it does not name stop receiving; their deliveries stay.
     /// Applying the active topology again changes nothing, the revision included.
     async fn apply(&self, topology: &Topology) -> Result<AppliedTopology, StoreError>;

@@ -17,7 +17,7 @@ pub enum MessageStatus {
     Processed,
     /// A delivery ended in the dead letters.
     Failed,
-    /// No subscription matched when it was written.
+    /// No subscription matched when it was written, or the triggers that route messages did not fire.
     Unrouted,
 }
 
@@ -168,6 +168,8 @@ pub struct Status {
     pub messages: u64,
     /// Messages that matched no subscription.
     pub unrouted: u64,
+    /// Messages that were written while the triggers that route them did not fire.
+    pub never_routed: u64,
     /// One entry a subscription.
     pub subscriptions: Vec<SubscriptionStatus>,
     /// Nodes seen, the latest first.

@@ -66,6 +66,15 @@ enum Loaded {
     Failed { error: String, again: Instant },
 }
 
+impl Loaded {
+    fn may_be_of(&self, deployment: &Deployment) -> bool {
+        match self {
+            Self::Ready(version) => version.digest() == deployment.digest,
+            Self::Failed { .. } => true,
+        }
+    }
+}
+
 impl Deployer {
     pub fn new(store: Arc<dyn Store>, node: Name, followed: Vec<Followed>) -> Self {
         Self {
@@ -117,7 +126,10 @@ impl Deployer {
         while let Some(loaded) = self.loading.try_join_next() {
             self.take(loaded);
         }
-        self.loaded.retain(|(id, _), _| deployments.iter().any(|deployment| deployment.id == *id));
+        // After a restore or a failover a number may stand for another version than before.
+        self.loaded.retain(|(id, _), loaded| {
+            deployments.iter().any(|deployment| deployment.id == *id && loaded.may_be_of(deployment))
+        });
         // What is at work first.
         for wanted in [DeploymentState::Active, DeploymentState::Canary, DeploymentState::Validated] {
             for deployment in deployments.iter().filter(|deployment| deployment.state == wanted) {

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use crate::active::Active;
 use crate::deployer::{Deployer, Followed};
 use crate::destination::Destination;
+use crate::health;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
 use crate::poll;
@@ -107,6 +108,10 @@ impl Engine {
         let mut keepers = vec![
             tokio::spawn(leases.keep(store.clone())),
             tokio::spawn(heartbeat(store.clone(), options.clone(), nodes.clone())),
+            tokio::spawn(health::keep(
+                store.clone(),
+                bindings.iter().map(|binding| (binding.subscription.name.clone(), binding.id)).collect(),
+            )),
         ];
         let mut named: HashMap<Name, Arc<Destination>> = HashMap::new();
         let mut followed: Vec<Followed> = Vec::new();

@@ -5,7 +5,8 @@
 //! by [`begin`] first. [`leases`] keeps what is in hand renewed, and [`overlay`] lets
 //! messages build on each other's state before it is committed. [`scheduler`] waits for the times of schedules, and
 //! [`sweep`] makes changes of many rows in steps. [`versions`] says which version of its plugin an attempt runs on, and
-//! [`deployer`] follows what is deployed; [`trial`] judges a canary. The engine knows neither SQL nor WebAssembly: it sees
+//! [`deployer`] follows what is deployed; [`trial`] judges a canary. [`health`]
+//! notices a database that was restored or has failed over. The engine knows neither SQL nor WebAssembly: it sees
 //! [`laneway_core::Store`] and [`laneway_core::Invoker`].
 
 mod active;
@@ -13,6 +14,7 @@ mod begin;
 mod deployer;
 mod destination;
 mod engine;
+mod health;
 mod lanes;
 mod leases;
 mod options;

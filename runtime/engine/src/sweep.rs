@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use laneway_core::{Cleanup, DeadLetterAction, DeadLetterSelection, Replay, Step, Store, StoreError};
+use laneway_core::{Cleanup, DeadLetterAction, DeadLetterSelection, Replay, Step, Store, StoreError, Trouble};
 
 /// How long one step should take, about: what a message that comes meanwhile may have to wait for on SQLite, where
 /// there is one writer. With 4 ms and three times that as a pause, the 99th percentile of the time from commit to start
@@ -39,6 +39,8 @@ pub enum Work {
         /// Up to this number, so that what dies again meanwhile is left.
         newest: i64,
     },
+    /// Mend what a restore or a failover left behind.
+    Mend(Trouble),
 }
 
 /// A change in progress. Each step is committed by itself, so that it may end, or be dropped, after any of them.
@@ -62,6 +64,7 @@ impl Sweep {
         let first = match &work {
             Work::DeadLetters { selection: DeadLetterSelection { id: Some(id), .. }, .. } => id.saturating_sub(1),
             Work::Clean { .. } | Work::Replay(_) | Work::DeadLetters { .. } => 0,
+            Work::Mend(_) => i64::MIN,
         };
         Self {
             work,
@@ -109,6 +112,7 @@ impl Sweep {
                 let newest = selection.id.map_or(*newest, |id| id.min(*newest));
                 store.act_on_dead_letters(*action, selection, from, newest, self.rows).await?
             }
+            Work::Mend(trouble) => store.mend(*trouble, from, self.rows).await?,
         };
         let took = began.elapsed();
         self.next = next;

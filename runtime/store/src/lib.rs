@@ -4,6 +4,7 @@
 //! names, so that they can be read side by side, and pass the same conformance suite.
 
 mod facade;
+mod gone;
 mod migrations;
 pub mod postgres;
 mod refusal;

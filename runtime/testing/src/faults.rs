@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
     AppliedTopology, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection,
-    DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, Held, LeaseToken, Maintenance,
-    MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport, NodeReportView,
-    PluginVersion, PluginView, Plugins, Renewal, Replay, RunOutcome, SchedulePosition, ScheduleRunView,
-    ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError, StoredPlugin,
-    SubscriptionId, Topology,
+    DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, Finding, Health, Held, LeaseToken,
+    Maintenance, MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport,
+    NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, RunOutcome, SchedulePosition,
+    ScheduleRunView, ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError,
+    StoredPlugin, SubscriptionId, Topology, Trouble,
 };
 
 use crate::Random;
@@ -63,6 +63,8 @@ pub enum Operation {
     Replay,
     /// [`Maintenance::cancel`] and [`Maintenance::reschedule`]
     Change,
+    /// The calls of [`Health`]
+    Health,
     /// [`ScheduleRuns::declare_schedule`], [`ScheduleRuns::schedule_position`] and [`ScheduleRuns::schedule_runs`]
     Schedule,
     /// [`ScheduleRuns::begin_run`]
@@ -361,6 +363,21 @@ impl Maintenance for FaultyStore {
 
     async fn reschedule(&self, message: &MessageId, due: Timestamp) -> Result<Change, StoreError> {
         self.with_fault(Operation::Change, self.inner.reschedule(message, due)).await
+    }
+}
+
+#[async_trait]
+impl Health for FaultyStore {
+    async fn look(&self) -> Result<Vec<Finding>, StoreError> {
+        self.with_fault(Operation::Health, self.inner.look()).await
+    }
+
+    async fn examine(&self) -> Result<Vec<Finding>, StoreError> {
+        self.with_fault(Operation::Health, self.inner.examine()).await
+    }
+
+    async fn mend(&self, trouble: Trouble, from: i64, limit: u32) -> Result<Step, StoreError> {
+        self.with_fault(Operation::Health, self.inner.mend(trouble, from, limit)).await
     }
 }
 

@@ -17,7 +17,7 @@ pub async fn sqlite(folder: &Folder, sql: &'static str) {
     connection.close().await.unwrap();
 }
 
-async fn postgres(url: &str, sql: &'static str) {
+pub async fn postgres(url: &str, sql: &'static str) {
     let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
     connection.execute(sql).await.unwrap();
     connection.close().await.unwrap();

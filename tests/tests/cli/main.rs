@@ -4,6 +4,7 @@ mod bad_input;
 mod clock;
 mod databases;
 mod deployments;
+mod doctor;
 mod flow;
 mod plugin_test;
 mod plugins;

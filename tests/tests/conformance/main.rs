@@ -20,6 +20,7 @@ mod outbox;
 mod plugins;
 mod producer;
 mod replay;
+mod restores;
 mod routing;
 mod schedules;
 mod schema;

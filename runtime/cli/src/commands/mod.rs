@@ -6,6 +6,7 @@ pub mod cleanup;
 pub mod config;
 pub mod dead_letters;
 pub mod dev;
+pub mod doctor;
 pub mod enqueue;
 pub mod idempotency;
 pub mod messages;

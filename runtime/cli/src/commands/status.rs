@@ -44,6 +44,12 @@ pub async fn run(shared: &Shared) -> Result<()> {
         status.unrouted,
         status.topology_revision.map_or_else(|| "none".to_owned(), |revision| revision.to_string())
     ))?;
+    if status.never_routed > 0 {
+        output::line(&format!(
+            "{} message(s) were never routed: triggers did not fire when they were written; see `laneway doctor`",
+            status.never_routed
+        ))?;
+    }
     for node in &status.nodes {
         output::line(&format!("node {} was last seen at {}", node.name, node.seen_at))?;
     }

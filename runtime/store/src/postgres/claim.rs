@@ -166,7 +166,11 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
             c.attempt, c.since_first_attempt, m.id, m.topic, m.key, m.priority, m.payload, m.content_type,
             CASE WHEN m.headers <> '{}' THEN m.headers::text END, m.tenant, k.message_id IS NOT NULL, ",
                 $parked,
-                ", c.lost
+                ", c.lost,
+                (SELECT count(*) FROM ended l
+                    CROSS JOIN LATERAL unnest(l.message_seqs) WITH ORDINALITY AS u(message_seq, place)
+                    WHERE get_bit(l.open, u.place::integer - 1) = 1
+                        AND NOT EXISTS (SELECT FROM laneway.message n WHERE n.seq = u.message_seq))
         FROM (VALUES (1)) always
         LEFT JOIN (
             SELECT l.token, u.place, u.message_seq, u.attempt, u.lost, CASE WHEN u.attempt > 1
@@ -215,8 +219,20 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
         }
     };
     let Some(first) = rows.first() else { return Err(unreadable("a claim was not answered")) };
-    let again = first.try_get(0)? || first.try_get(14)?;
+    let mut again = first.try_get(0)? || first.try_get(14)?;
+    warn_of_orphans(request, first.try_get(16)?);
     let Some(token) = first.try_get(1)? else { return Ok(Taken { batch: None, again, no_room }) };
+    let orphans = orphans(&rows)?;
+    if !orphans.is_empty() {
+        // Others may be due behind them. If they cannot be removed now, they go when the lease ends.
+        match remove_orphans(database, token, &orphans).await {
+            Ok(()) => {
+                warn_of_orphans(request, i64::try_from(orphans.len()).unwrap_or(i64::MAX));
+                again = true;
+            }
+            Err(error) => tracing::debug!(%error, "failed to remove deliveries without a message"),
+        }
+    }
     let mut deliveries =
         rows.iter().filter_map(|row| delivery(row, request).transpose()).collect::<Outcome<Vec<_>>>()?;
     // The database need not keep the order from leasing to answering.
@@ -234,7 +250,37 @@ async fn in_work(session: &mut impl Session, request: &ClaimRequest) -> Outcome<
     Ok(u32::try_from(row.try_get::<i64, _>(0)?).unwrap_or(u32::MAX))
 }
 
-/// `None` if its message was deleted meanwhile; the lease's end then removes it.
+/// Places in the lease of deliveries that have no message, such as after a restore that was not whole.
+fn orphans(rows: &[PgRow]) -> Outcome<Vec<i64>> {
+    let is_orphan = |row: &&PgRow| row.try_get::<Option<&str>, _>(5).is_ok_and(|message| message.is_none());
+    rows.iter().filter(is_orphan).map(|row| row.try_get(2)).collect()
+}
+
+/// Closes deliveries of a lease that can be neither run nor explained.
+async fn remove_orphans(database: &Database, token: i64, places: &[i64]) -> Outcome<()> {
+    let query = "-- delivery.remove_orphans
+        WITH held AS MATERIALIZED (
+            SELECT l.token, l.open & ~(SELECT bit_or(set_bit(l.open & ~l.open, p.place::integer - 1, 1))
+                FROM unnest($2::bigint[]) AS p(place)) AS rest
+            FROM laneway.lease l WHERE l.token = $1 FOR UPDATE
+        ), emptied AS (
+            DELETE FROM laneway.lease l USING held h WHERE l.token = h.token AND bit_count(h.rest) = 0
+        )
+        UPDATE laneway.lease l SET open = h.rest FROM held h WHERE l.token = h.token AND bit_count(h.rest) > 0";
+    database.connection().await?.execute(sqlx::query(query).bind(token).bind(places)).await
+}
+
+fn warn_of_orphans(request: &ClaimRequest, deliveries: i64) {
+    if deliveries > 0 {
+        tracing::warn!(
+            subscription = request.subscription.0,
+            deliveries,
+            "messages are gone from the outbox; their deliveries are removed"
+        );
+    }
+}
+
+/// `None` if its message was deleted meanwhile.
 fn delivery(row: &PgRow, request: &ClaimRequest) -> Outcome<Option<Delivery>> {
     if row.try_get::<Option<&str>, _>(5)?.is_none() {
         return Ok(None);

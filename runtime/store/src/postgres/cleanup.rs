@@ -19,6 +19,7 @@ pub(super) async fn cleanable(database: &Database, what: Cleanup, before: Timest
             WHERE greatest(m.created_at, m.available_at) < $1::timestamptz
                 AND NOT EXISTS (SELECT FROM laneway.delivery d WHERE d.message_seq = m.seq)
                 AND NOT EXISTS (SELECT FROM laneway.dead_letter f WHERE f.message_seq = m.seq)
+                AND NOT EXISTS (SELECT FROM laneway.never_routed n WHERE n.message_seq = m.seq)
                 AND m.seq NOT IN (SELECT h.message_seq FROM held h)"
         }
         Cleanup::Markers => {
@@ -122,6 +123,7 @@ async fn clean_messages(database: &Database, before: Timestamp, from: i64, limit
             WHERE p.old
                 AND NOT EXISTS (SELECT FROM laneway.delivery d WHERE d.message_seq = p.seq)
                 AND NOT EXISTS (SELECT FROM laneway.dead_letter f WHERE f.message_seq = p.seq)
+                AND NOT EXISTS (SELECT FROM laneway.never_routed n WHERE n.message_seq = p.seq)
             ORDER BY m.seq FOR UPDATE OF m SKIP LOCKED
         )
         SELECT coalesce((SELECT array_agg(l.seq) FROM locked l), '{}'), count(*), max(p.seq),

@@ -6,7 +6,8 @@ use sqlx::Row as _;
 use super::connection::{self, Database, Outcome, Session, Statement};
 use super::topology::topic_regex;
 
-/// The condition that dead letter `f`, of subscription `s` and message `m`, is in a selection, which is bound first.
+/// The condition that dead letter `f`, of subscription `s` and message `m`, is in a selection, which is bound first. The
+/// message's id is compared wherever it is looked for: its number may be another's after a restore.
 macro_rules! selected {
     () => {
         "f.id BETWEEN coalesce($1::bigint, 0) AND coalesce($1::bigint, 9223372036854775807)
@@ -34,7 +35,7 @@ pub(super) async fn count(database: &Database, selection: &DeadLetterSelection) 
         "-- maintain.count_dead_letters
         SELECT count(*) FROM laneway.dead_letter f
         JOIN laneway.subscription s ON s.id = f.subscription_id
-        LEFT JOIN laneway.message m ON m.seq = f.message_seq
+        LEFT JOIN laneway.message m ON m.seq = f.message_seq AND m.id = f.message_id
         WHERE ",
         selected!()
     );
@@ -56,7 +57,7 @@ macro_rules! part {
             ), chosen AS MATERIALIZED (
                 SELECT f.* FROM part p JOIN laneway.dead_letter f ON f.id = p.id
                 JOIN laneway.subscription s ON s.id = f.subscription_id
-                LEFT JOIN laneway.message m ON m.seq = f.message_seq
+                LEFT JOIN laneway.message m ON m.seq = f.message_seq AND m.id = f.message_id
                 WHERE ",
             selected!(),
             "
@@ -100,7 +101,7 @@ pub(super) async fn act(
             "-- maintain.replay_dead_letters\n",
             part!(),
             "kept AS MATERIALIZED (
-                SELECT c.* FROM chosen c JOIN laneway.message m ON m.seq = c.message_seq
+                SELECT c.* FROM chosen c JOIN laneway.message m ON m.seq = c.message_seq AND m.id = c.message_id
                 JOIN laneway.subscription s ON s.id = c.subscription_id
                 WHERE s.active AND NOT EXISTS (SELECT FROM laneway.lease l
                     WHERE l.subscription_id = c.subscription_id

@@ -8,6 +8,7 @@ mod cleanup;
 mod connection;
 mod dead_letters;
 mod enqueue;
+mod health;
 mod lease;
 mod maintain;
 mod plugins;
@@ -78,6 +79,7 @@ struct Inner {
     wakes: Arc<Wakes>,
     listener: AbortHandle,
     settled: Arc<AtomicU64>,
+    memory: health::Memory,
     vacuum: AbortHandle,
 }
 
@@ -108,11 +110,15 @@ impl PostgresStore {
         let listener = wake::listen(&options, Arc::clone(&wakes)).await?;
         let settled = Arc::default();
         let vacuum = vacuum::keep(database.clone(), Arc::clone(&settled));
-        Ok(Self(Arc::new(Inner { database, wakes, listener, settled, vacuum })))
+        Ok(Self(Arc::new(Inner { database, wakes, listener, settled, memory: health::Memory::default(), vacuum })))
     }
 
     fn database(&self) -> &Database {
         &self.0.database
+    }
+
+    fn memory(&self) -> &health::Memory {
+        &self.0.memory
     }
 }
 

@@ -183,13 +183,34 @@ async fn free_keys(session: &mut impl Session, group: &[Settlement], lost: &[usi
     session.execute(statement).await
 }
 
-fn selection(part: &[Placed<'_>]) -> Selection {
-    Selection::new(part.iter().map(|(_, settled)| (settled.token, settled.subscription, settled.delivery)))
+/// A [`Selection`], with the message that was leased at one place of each of its leases.
+struct Fence<'a> {
+    selection: Selection,
+    places: Vec<i32>,
+    messages: Vec<&'a str>,
+}
+
+fn fence<'a>(part: &[Placed<'a>]) -> Fence<'a> {
+    let selection =
+        Selection::new(part.iter().map(|(_, settled)| (settled.token, settled.subscription, settled.delivery)));
+    let (mut places, mut messages) = (Vec::new(), Vec::new());
+    for ((lease, place), (_, settled)) in selection.leases().iter().zip(selection.places()).zip(part) {
+        // Deliveries are sorted by lease: this is the first of another one.
+        if usize::try_from(*lease).is_ok_and(|lease| lease > places.len()) {
+            places.push(*place);
+            messages.push(settled.message.as_str());
+        }
+    }
+    Fence { selection, places, messages }
 }
 
 /// The fence, at the head of each statement that ends deliveries. `$1`, `$2` and `$3` are the leases of a [`Selection`],
-/// whose they are and their masks, `$4` is the number of deliveries; more arrays, first the lease and the place of each delivery, tell what
-/// becomes of them.
+/// whose they are and their masks; `$4` and `$5` are a place of each and the message that was leased there; `$6` is the
+/// number of deliveries. More arrays, first the lease and the place of each delivery, tell what becomes of them.
+///
+/// A token is drawn at random, so that no other lease has it, also after a restore or a failover. Still a lease whose
+/// message is another one than was leased is not touched: numbers of messages can come twice. Once for each lease is
+/// enough, as all that it holds was claimed together.
 ///
 /// `held` says which of the deliveries asked for each lease still has open, and those are closed. `g` has a row for
 /// each of these, `total` what there is to answer.
@@ -200,9 +221,11 @@ macro_rules! fence {
                 SELECT f.*, f.open & ~f.held AS rest FROM (
                     SELECT a.lease::integer, l.token, l.open,
                         l.open & rpad(a.mask, length(l.open), '0')::bit varying AS held
-                    FROM unnest($1::bigint[], $2::integer[], $3::text[]) WITH ORDINALITY
-                        AS a(token, subscription_id, mask, lease)
+                    FROM unnest($1::bigint[], $2::integer[], $3::text[], $4::integer[], $5::text[]) WITH ORDINALITY
+                        AS a(token, subscription_id, mask, place, message_id, lease)
                     JOIN laneway.lease l ON l.token = a.token AND l.subscription_id = a.subscription_id
+                    WHERE NOT EXISTS (SELECT FROM laneway.message m
+                        WHERE m.seq = l.message_seqs[a.place] AND m.id <> a.message_id)
                     ORDER BY a.lease FOR UPDATE OF l
                 ) f
             ), emptied AS (
@@ -212,16 +235,16 @@ macro_rules! fence {
                 WHERE l.token = h.token AND bit_count(h.rest) > 0 AND bit_count(h.held) > 0
             ), g AS MATERIALIZED (
                 SELECT g.*, h.token
-                FROM unnest($5::integer[], $6::integer[], ",
+                FROM unnest($7::integer[], $8::integer[], ",
             $arrays,
             ") AS g(lease, place, ",
             $columns,
             ") JOIN held h ON h.lease = g.lease
                 WHERE g.place BETWEEN 1 AND length(h.held) AND get_bit(h.held, g.place - 1) = 1
             ), total AS (
-                SELECT CASE WHEN coalesce(sum(bit_count(held)), 0) < $4
+                SELECT CASE WHEN coalesce(sum(bit_count(held)), 0) < $6
                         THEN coalesce(array_agg(lease), '{}') END AS leases,
-                    CASE WHEN coalesce(sum(bit_count(held)), 0) < $4
+                    CASE WHEN coalesce(sum(bit_count(held)), 0) < $6
                         THEN coalesce(array_agg(held::text), '{}') END AS reached
                 FROM held
             ), "
@@ -237,16 +260,23 @@ fn missed(selection: &Selection, row: &PgRow) -> Outcome<Vec<usize>> {
 }
 
 /// Begins a statement with the fence's values.
-fn fenced<'q>(query: &'static str, selection: &'q Selection) -> Statement<'q> {
+fn fenced<'q>(query: &'static str, fence: &'q Fence<'q>) -> Statement<'q> {
+    let selection = &fence.selection;
     let count = i64::try_from(selection.places().len()).unwrap_or(i64::MAX);
-    sqlx::query(query).bind(selection.tokens()).bind(selection.subscriptions()).bind(selection.masks()).bind(count)
+    sqlx::query(query)
+        .bind(selection.tokens())
+        .bind(selection.subscriptions())
+        .bind(selection.masks())
+        .bind(&fence.places)
+        .bind(&fence.messages)
+        .bind(count)
 }
 
 /// Ends completed deliveries and writes their markers. Only a difference in the counts makes it answer which.
 async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &mut Fenced) -> Outcome<()> {
     let query = concat!(
         "-- settle.complete\n",
-        fence!("$7::integer[], $8::text[], $9::text[]" as "subscription_id, message_id, metadata"),
+        fence!("$9::integer[], $10::text[], $11::text[]" as "subscription_id, message_id, metadata"),
         "marked AS (
             INSERT INTO laneway.marker (subscription_id, message_id, metadata)
             SELECT g.subscription_id, g.message_id, g.metadata::jsonb FROM g
@@ -260,14 +290,15 @@ async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &
             CASE WHEN c.duplicates THEN coalesce((SELECT array_agg(message_id) FROM marked), '{}') END
         FROM total t CROSS JOIN counted c"
     );
-    let selection = selection(part);
+    let fence = fence(part);
+    let selection = &fence.selection;
     // Only what is to be marked needs a row of its own.
     let marking = || {
         part.iter()
             .enumerate()
             .filter(|(_, (_, settlement))| matches!(settlement.verdict, Verdict::Complete { mark: true }))
     };
-    let statement = fenced(query, &selection)
+    let statement = fenced(query, &fence)
         .bind(marking().map(|(number, _)| selection.leases()[number]).collect::<Vec<_>>())
         .bind(marking().map(|(number, _)| selection.places()[number]).collect::<Vec<_>>())
         .bind(marking().map(|(_, (_, settlement))| settlement.subscription.0).collect::<Vec<_>>())
@@ -278,7 +309,7 @@ async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &
                 .collect::<Vec<_>>(),
         );
     let row = session.one(statement).await?;
-    fenced_out.lost_of(part, missed(&selection, &row)?);
+    fenced_out.lost_of(part, missed(selection, &row)?);
     let marked: Option<(Vec<i32>, Vec<String>)> =
         row.try_get::<Option<_>, _>(2)?.zip(row.try_get::<Option<_>, _>(3)?);
     if let Some((subscriptions, messages)) = marked {
@@ -300,7 +331,7 @@ async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<u
     // message that was deleted is owed to nobody.
     let query = concat!(
         "-- settle.retry\n",
-        fence!("$7::bigint[], $8::boolean[], $9::text[]" as "delay, counted, error"),
+        fence!("$9::bigint[], $10::boolean[], $11::text[]" as "delay, counted, error"),
         "due AS (
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
                 attempt, lane, last_error, key, lost)
@@ -330,21 +361,22 @@ async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<u
             Verdict::Complete { .. } | Verdict::DeadLetter { .. } => None,
         })
         .collect();
-    let selection = selection(part);
-    let statement = fenced(query, &selection)
+    let fence = fence(part);
+    let selection = &fence.selection;
+    let statement = fenced(query, &fence)
         .bind(selection.leases())
         .bind(selection.places())
         .bind(retries.iter().map(|retry| retry.0).collect::<Vec<_>>())
         .bind(retries.iter().map(|retry| retry.1).collect::<Vec<_>>())
         .bind(retries.iter().map(|retry| retry.2).collect::<Vec<_>>());
-    missed(&selection, &session.one(statement).await?)
+    missed(selection, &session.one(statement).await?)
 }
 
 /// Moves deliveries to the dead letters. Answers those whose lease no longer held.
 async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<usize>> {
     let query = concat!(
         "-- settle.bury\n",
-        fence!("$7::text[], $8::text[], $9::text[], $10::text[], $11::integer[]"
+        fence!("$9::text[], $10::text[], $11::text[], $12::text[], $13::integer[]"
             as "message_id, reason, error, plugin, uncounted"),
         "buried AS (
             INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason,
@@ -367,8 +399,9 @@ async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<us
             Verdict::Complete { .. } | Verdict::Retry { .. } => None,
         })
         .collect();
-    let selection = selection(part);
-    let statement = fenced(query, &selection)
+    let fence = fence(part);
+    let selection = &fence.selection;
+    let statement = fenced(query, &fence)
         .bind(selection.leases())
         .bind(selection.places())
         .bind(part.iter().map(|(_, settlement)| settlement.message.as_str()).collect::<Vec<_>>())
@@ -376,5 +409,5 @@ async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<us
         .bind(dead.iter().map(|letter| letter.1).collect::<Vec<_>>())
         .bind(dead.iter().map(|letter| letter.2).collect::<Vec<_>>())
         .bind(part.iter().map(|(_, settled)| i32::from(!settled.verdict.is_counted())).collect::<Vec<_>>());
-    missed(&selection, &session.one(statement).await?)
+    missed(selection, &session.one(statement).await?)
 }

@@ -43,7 +43,7 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
             CASE WHEN EXISTS (SELECT FROM laneway.message ORDER BY seq OFFSET 10000)
                 THEN (SELECT max(seq) FROM laneway.message) - (SELECT min(seq) FROM laneway.message) + 1
                 ELSE (SELECT count(*) FROM laneway.message) END,
-            (SELECT count(*) FROM laneway.unrouted)";
+            (SELECT count(*) FROM laneway.unrouted), (SELECT count(*) FROM laneway.never_routed)";
     let totals = session.one(sqlx::query(query)).await?;
     let mut lanes = lanes(&mut session).await?;
     let query = "-- view.subscriptions
@@ -82,6 +82,7 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
         topology_revision: totals.try_get(0)?,
         messages: count(&totals, 1)?,
         unrouted: count(&totals, 2)?,
+        never_routed: count(&totals, 3)?,
         subscriptions,
         nodes,
     })
@@ -194,6 +195,23 @@ macro_rules! leased_messages {
     };
 }
 
+/// Messages of a table that nobody is owed, newest first.
+macro_rules! unrouted_messages {
+    ($table:literal) => {
+        concat!(
+            "SELECT ",
+            message_columns!(),
+            " FROM ",
+            $table,
+            " u JOIN laneway.message m ON m.seq = u.message_seq ",
+            with_status!(),
+            "
+            WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
+            ORDER BY u.message_seq DESC LIMIT $3"
+        )
+    };
+}
+
 fn message_view(row: &PgRow) -> Outcome<MessageView> {
     let status: &str = row.try_get(9)?;
     Ok(MessageView {
@@ -255,7 +273,7 @@ pub(super) async fn messages(database: &Database, filter: &MessageFilter) -> Out
             SELECT ",
             message_columns!(),
             "
-            FROM laneway.dead_letter f JOIN laneway.message m ON m.seq = f.message_seq ",
+            FROM laneway.dead_letter f JOIN laneway.message m ON m.seq = f.message_seq AND m.id = f.message_id ",
             with_status!(),
             "
             WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
@@ -264,15 +282,11 @@ pub(super) async fn messages(database: &Database, filter: &MessageFilter) -> Out
             ORDER BY f.message_seq DESC LIMIT $3"
         ),
         Some(MessageStatus::Unrouted) => concat!(
-            "-- view.messages_unrouted
-            SELECT ",
-            message_columns!(),
-            "
-            FROM laneway.unrouted u JOIN laneway.message m ON m.seq = u.message_seq ",
-            with_status!(),
-            "
-            WHERE v.status = $1 AND ($2::text IS NULL OR m.topic = $2)
-            ORDER BY u.message_seq DESC LIMIT $3"
+            "-- view.messages_unrouted\n(",
+            unrouted_messages!("laneway.unrouted"),
+            ") UNION (",
+            unrouted_messages!("laneway.never_routed"),
+            ") ORDER BY seq DESC LIMIT $3"
         ),
     };
     let statement = sqlx::query(query)
@@ -363,7 +377,7 @@ pub(super) async fn dead_letters(database: &Database, filter: &DeadLetterFilter)
             f.first_attempt_at, f.failed_at, f.plugin
         FROM laneway.dead_letter f
         JOIN laneway.subscription s ON s.id = f.subscription_id
-        JOIN laneway.message m ON m.seq = f.message_seq
+        JOIN laneway.message m ON m.seq = f.message_seq AND m.id = f.message_id
         WHERE ",
         selected!(),
         "

@@ -9,7 +9,8 @@ use super::connection::{Connections, Statement, json, now_ms};
 use super::topology::PatternForm;
 use super::writer::Durability;
 
-/// The condition that dead letter `f`, of subscription `s` and message `m`, is in a selection, which is bound first.
+/// The condition that dead letter `f`, of subscription `s` and message `m`, is in a selection, which is bound first. The
+/// message's id is compared wherever it is looked for: its number may be another's after a restore.
 macro_rules! selected {
     () => {
         "f.id BETWEEN coalesce(?1, 0) AND coalesce(?1, 9223372036854775807)
@@ -56,7 +57,7 @@ pub(super) async fn count(connections: &Connections, selection: &DeadLetterSelec
         "-- maintain.count_dead_letters
         SELECT count(*) FROM laneway_dead_letter f
         JOIN laneway_subscription s ON s.id = f.subscription_id
-        LEFT JOIN laneway_message m ON m.seq = f.message_seq
+        LEFT JOIN laneway_message m ON m.seq = f.message_seq AND m.id = f.message_id
         WHERE ",
         selected!()
     );
@@ -81,7 +82,7 @@ pub(super) async fn act(
         "
         FROM (SELECT * FROM laneway_dead_letter WHERE id > ?11 AND id <= ?12 ORDER BY id LIMIT ?13 + 0) f
         JOIN laneway_subscription s ON s.id = f.subscription_id
-        LEFT JOIN laneway_message m ON m.seq = f.message_seq
+        LEFT JOIN laneway_message m ON m.seq = f.message_seq AND m.id = f.message_id
         ORDER BY f.id"
     );
     let statement = bind_selection(sqlx::query(query), selection)?.bind(from).bind(newest).bind(limit);

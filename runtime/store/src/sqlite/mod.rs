@@ -9,6 +9,7 @@ mod cleanup;
 mod connection;
 mod dead_letters;
 mod enqueue;
+mod health;
 mod lease;
 mod maintain;
 mod plugins;
@@ -84,6 +85,7 @@ pub struct SqliteStore(Arc<Inner>);
 struct Inner {
     connections: Connections,
     wakes: Arc<Wakes>,
+    memory: health::Memory,
     watch: AbortHandle,
 }
 
@@ -112,11 +114,15 @@ impl SqliteStore {
         let wakes = Arc::new(Wakes::default());
         let watcher = connection::connect_reader(&options).await?;
         let watch = wake::watch(watcher, Arc::clone(&wakes)).await?;
-        Ok(Self(Arc::new(Inner { connections, wakes, watch })))
+        Ok(Self(Arc::new(Inner { connections, wakes, memory: health::Memory::default(), watch })))
     }
 
     fn connections(&self) -> &Connections {
         &self.0.connections
+    }
+
+    fn memory(&self) -> &health::Memory {
+        &self.0.memory
     }
 }
 

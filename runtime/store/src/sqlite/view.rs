@@ -78,7 +78,8 @@ pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
             Ok(NodeStatus { name: name(row.try_get(0)?)?, seen_at: timestamp(row.try_get(1)?)? })
         })
         .await?;
-    Ok(Status { topology_revision, messages, unrouted, subscriptions, nodes })
+    // Triggers fire for every writer of the file.
+    Ok(Status { topology_revision, messages, unrouted, never_routed: 0, subscriptions, nodes })
 }
 
 /// Counts by lane, from the indexes alone, and of no more than [`COUNTED_MAX`] deliveries.
@@ -306,7 +307,7 @@ pub(super) async fn dead_letters(
             f.first_attempt_at, f.failed_at, f.plugin
         FROM laneway_dead_letter f
         JOIN laneway_subscription s ON s.id = f.subscription_id
-        JOIN laneway_message m ON m.seq = f.message_seq
+        JOIN laneway_message m ON m.seq = f.message_seq AND m.id = f.message_id
         WHERE ",
         selected!(),
         "

@@ -165,6 +165,7 @@ fn settings(port: u16) -> Vec<String> {
         "listen_addresses=127.0.0.1",
         "unix_socket_directories=",
         "max_connections=200",
+        "max_prepared_transactions=20",
         "shared_buffers=64MB",
         "max_wal_size=512MB",
         "fsync=on",

@@ -13,6 +13,10 @@ use super::programs;
 /// makes a database of its own there. Without it each test process starts a [`Cluster`].
 pub const SERVER_URL: &str = "LANEWAY_TEST_POSTGRES";
 
+/// Environment variable with SQL that each fresh database is given before a test uses it, such as
+/// `CREATE PUBLICATION everything FOR ALL TABLES`.
+pub const SETUP: &str = "LANEWAY_TEST_POSTGRES_SETUP";
+
 /// A fresh database, dropped with this.
 #[derive(Debug)]
 pub struct TestDatabase {
@@ -63,7 +67,11 @@ pub fn test_database() -> anyhow::Result<Option<TestDatabase>> {
     // A process of an earlier run that was killed may have had our number.
     run(&server, &format!("drop database if exists {} with (force)", quoted(&name)))?;
     create(&server, &name)?;
-    Ok(Some(TestDatabase { url: with_database(&server, &name)?, name, server }))
+    let database = TestDatabase { url: with_database(&server, &name)?, name, server };
+    if let Ok(setup) = std::env::var(SETUP) {
+        run(&database.url, &setup).context(SETUP)?;
+    }
+    Ok(Some(database))
 }
 
 /// Makes an empty database.

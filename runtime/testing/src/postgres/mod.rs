@@ -5,4 +5,4 @@ mod database;
 mod programs;
 
 pub use cluster::Cluster;
-pub use database::{SERVER_URL, TestDatabase, test_database};
+pub use database::{SERVER_URL, SETUP, TestDatabase, test_database};
