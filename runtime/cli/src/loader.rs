@@ -115,6 +115,7 @@ fn host(config: &Config) -> Result<Arc<Host>> {
     let options = HostOptions {
         cache_dir: config.cache_dir.clone(),
         instances_max: config.instances_max,
+        concurrency: config.concurrency(),
         memory_bytes_max: config.memory_bytes_max,
         compiler: Some(config.compile_limits.process()?),
         secrets: config.read_secrets()?,

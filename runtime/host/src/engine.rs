@@ -16,15 +16,15 @@ const STACK_KEEP_RESIDENT_BYTES: usize = 64 << 10;
 /// Largest table that the pool has room for.
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 65_536;
 
-/// Makes the engine, with a pool of instances if the machine has the address space for it.
-pub(crate) fn new(options: &HostOptions) -> wasmtime::Result<Engine> {
+/// Makes the engine, with a pool of so many instances if the machine has the address space for it.
+pub(crate) fn new(options: &HostOptions, instances: u32) -> wasmtime::Result<Engine> {
     let mut config = config();
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(options)));
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(options, instances)));
     match Engine::new(&config) {
         Ok(engine) => Ok(engine),
         Err(error) => {
             tracing::warn!(
-                instances = options.instances_max,
+                instances,
                 error = format!("{error:#}"),
                 "no pool of instances, most likely for want of address space; making an instance will take longer"
             );
@@ -53,8 +53,7 @@ fn config() -> Config {
     config
 }
 
-fn pool(options: &HostOptions) -> PoolingAllocationConfig {
-    let instances = options.instances_max;
+fn pool(options: &HostOptions, instances: u32) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         .total_stacks(instances)

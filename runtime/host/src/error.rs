@@ -226,6 +226,12 @@ pub enum PluginError {
         /// In words.
         error: ErrorText,
     },
+    /// Its configuration could not be checked, for want of an instance to do it in, or for another trouble of the node's.
+    #[error("the plugin could not check its configuration, for a reason that is not its own: {error}")]
+    Busy {
+        /// In words.
+        error: ErrorText,
+    },
 }
 
 impl PluginError {
@@ -237,6 +243,6 @@ impl PluginError {
     /// Whether the node could not try, rather than the component be refused: what is tried again may succeed.
     #[must_use]
     pub fn is_of_the_node(&self) -> bool {
-        matches!(self, Self::CompilerProcess { .. })
+        matches!(self, Self::CompilerProcess { .. } | Self::Busy { .. })
     }
 }

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use laneway_core::Name;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker};
 
@@ -17,6 +15,7 @@ use crate::error::{HostError, PluginError};
 use crate::http::Network;
 use crate::mock::Mock;
 use crate::plugin::{Plugin, PluginSpec};
+use crate::pool::{Permit, Plan, Pool, Share};
 use crate::secret::Secret;
 use crate::session::Session;
 use crate::ticker::Ticker;
@@ -30,8 +29,13 @@ pub struct HostOptions {
     /// start.
     pub cache_dir: Option<PathBuf>,
     /// Instances that exist at once, those kept for reuse included; further calls wait for one. 1 to 10,000.
-    /// Default 256.
+    /// Default 256. There are more if each subscription of `concurrency` could not have one otherwise, and half as many
+    /// beside.
     pub instances_max: u32,
+    /// Calls that each subscription makes at once. Each has instances that no other can take: as many as that, if all
+    /// together are no more than there can be; else an even part of half of these, and one at least. Default none: then
+    /// all have all in common.
+    pub concurrency: BTreeMap<Name, u32>,
     /// Largest guest memory that any plugin may be configured with, in bytes. Default 64 MiB, at most 4 GiB.
     pub memory_bytes_max: usize,
     /// Largest component that is accepted, in bytes. Default 64 MiB.
@@ -48,6 +52,7 @@ impl Default for HostOptions {
         Self {
             cache_dir: None,
             instances_max: 256,
+            concurrency: BTreeMap::new(),
             memory_bytes_max: 64 << 20,
             component_bytes_max: 64 << 20,
             compiler: None,
@@ -68,10 +73,9 @@ pub struct Host {
     pub(crate) compiling: Mutex<()>,
     plain: Linker<Session>,
     with_http: Linker<Session>,
-    instances: Arc<Semaphore>,
-    /// Calls that wait for an instance.
-    waiting: AtomicUsize,
-    plugins: Mutex<Vec<Weak<Plugin>>>,
+    pub(crate) pool: Arc<Pool>,
+    /// Those that keep instances for reuse.
+    keepers: Mutex<Vec<Weak<Plugin>>>,
 }
 
 impl Host {
@@ -96,7 +100,8 @@ impl Host {
     fn with(options: HostOptions, mock: Option<Arc<dyn Mock>>) -> Result<Arc<Self>, HostError> {
         check_options(&options)?;
         let failed = |error: wasmtime::Error| HostError::Engine(format!("{error:#}"));
-        let engine = engine::new(&options).map_err(failed)?;
+        let plan = Plan::new(options.instances_max, &options.concurrency);
+        let engine = engine::new(&options, plan.instances()).map_err(failed)?;
         let ticker = Ticker::start(engine.clone()).map_err(HostError::Ticker)?;
         let cache = match &options.cache_dir {
             Some(dir) => {
@@ -109,7 +114,7 @@ impl Host {
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut with_http).map_err(failed)?;
         http::link(&mut with_http).map_err(failed)?;
         Ok(Arc::new(Self {
-            instances: Arc::new(Semaphore::new(options.instances_max as usize)),
+            pool: Pool::new(plan),
             options,
             engine,
             ticker,
@@ -119,8 +124,7 @@ impl Host {
             compiling: Mutex::new(()),
             plain,
             with_http,
-            waiting: AtomicUsize::new(0),
-            plugins: Mutex::new(Vec::new()),
+            keepers: Mutex::new(Vec::new()),
         }))
     }
 
@@ -131,9 +135,11 @@ impl Host {
     /// [`PluginError`] says why the component is not accepted.
     pub fn plugin(self: &Arc<Self>, bytes: &[u8], spec: PluginSpec) -> Result<Arc<Plugin>, PluginError> {
         let plugin = Arc::new(Plugin::load(Arc::clone(self), bytes, spec)?);
-        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
-        plugins.retain(|known| known.strong_count() > 0);
-        plugins.push(Arc::downgrade(&plugin));
+        if plugin.reuse {
+            let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+            keepers.retain(|known| known.strong_count() > 0);
+            keepers.push(Arc::downgrade(&plugin));
+        }
         Ok(plugin)
     }
 
@@ -141,45 +147,28 @@ impl Host {
         if http { &self.with_http } else { &self.plain }
     }
 
-    /// Leave to make one more instance. Waits for one if all are in use, and takes back those that are only
-    /// kept for reuse, now and as long as it waits.
-    pub(crate) async fn instance_permit(&self, bounds: &Bounds) -> Result<OwnedSemaphorePermit, Ended> {
-        if let Ok(permit) = Arc::clone(&self.instances).try_acquire_owned() {
+    /// Leave to make one more instance, for a message or for the check of a configuration. Waits for one if those that
+    /// the subscription may have are all in use, and takes back those that are only kept for reuse, now and as long as
+    /// it waits.
+    pub(crate) async fn permit(
+        &self,
+        share: &Arc<Share>,
+        bounds: &Bounds,
+        is_check: bool,
+    ) -> Result<Permit, Ended> {
+        if let Some(permit) = self.pool.try_take(share) {
             return Ok(permit);
         }
         // Before what is kept is dropped: an instance that is done from here on is not kept.
-        let _waiting = Waiting::count(&self.waiting);
-        let plugins: Vec<Weak<Plugin>> = self.plugins.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for plugin in plugins.iter().filter_map(Weak::upgrade) {
-            plugin.drop_idle();
+        let waiting = self.pool.count_waiting(share);
+        let keepers: Vec<Weak<Plugin>> = self.keepers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for plugin in keepers.iter().filter_map(Weak::upgrade) {
+            plugin.drop_idle(share);
         }
-        match bounds.wait(Arc::clone(&self.instances).acquire_owned()).await? {
-            Ok(permit) => Ok(permit),
-            // The semaphore is never closed; were it, no instance could be had.
-            Err(_) => Err(Ended::Interrupted),
+        if is_check {
+            return bounds.wait(self.pool.take_for_check(share, &waiting)).await;
         }
-    }
-
-    /// Whether a call waits for an instance. Asked under the lock of what a plugin keeps, the answer holds until that
-    /// is given up: who waits counts itself first, and takes that lock then.
-    pub(crate) fn has_waiters(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0
-    }
-}
-
-/// A call that waits for an instance, for as long as it lives.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn count(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::SeqCst);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        bounds.wait(self.pool.take(share, &waiting)).await
     }
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use laneway_core::{Call, Lane, Message};
-use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::Instance;
 use wasmtime::{CallHook, CallHookHandler, Store, StoreContextMut, UpdateDeadline};
 
@@ -12,7 +11,8 @@ use crate::bindings::exports::laneway::plugin::handler::Guest as Handler;
 use crate::bindings::exports::laneway::plugin::publisher::{Guest as Publisher, Item};
 use crate::bindings::laneway::plugin::types;
 use crate::plugin::{Plugin, Work};
-use crate::session::{Session, Subject};
+use crate::pool::Permit;
+use crate::session::{Held, Session, Subject};
 
 /// What is to be called.
 #[derive(Clone, Copy)]
@@ -51,7 +51,9 @@ pub(crate) struct Live {
     guest: Option<Guest>,
     /// Calls so far.
     pub(crate) served: u32,
-    _permit: OwnedSemaphorePermit,
+    /// What the first one left behind.
+    after_first: Option<Held>,
+    pub(crate) permit: Permit,
 }
 
 enum Guest {
@@ -61,7 +63,7 @@ enum Guest {
 
 impl Live {
     /// A store with its limits, and nothing in it yet.
-    pub(crate) fn new(plugin: &Plugin, session: Session, permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(plugin: &Plugin, session: Session, permit: Permit) -> Self {
         let limits = &plugin.facts.limits;
         let (output_bytes_max, resources_max) = (limits.output_bytes_max, limits.resources_max);
         let mut store = Store::new(&plugin.host.engine, session);
@@ -70,11 +72,25 @@ impl Live {
         store.set_max_component_handles(resources_max);
         store.epoch_deadline_callback(on_tick);
         store.call_hook_async(OnCall);
-        Self { store, guest: None, served: 0, _permit: permit }
+        Self { store, guest: None, served: 0, after_first: None, permit }
     }
 
     pub(crate) fn is_instantiated(&self) -> bool {
         self.guest.is_some()
+    }
+
+    /// Whether there is room for another message beside what the calls so far have left behind.
+    pub(crate) fn has_room(&mut self) -> bool {
+        let session = self.store.data_mut();
+        let held = session.held();
+        held.leaves_room(*self.after_first.get_or_insert(held), &session.facts.limits)
+    }
+
+    /// Takes the instance down, and leaves its place to another.
+    pub(crate) fn into_permit(self) -> Permit {
+        let Self { store, permit, .. } = self;
+        drop(store);
+        permit
     }
 
     /// Makes the instance, if that is not done yet, and calls it.

@@ -23,13 +23,20 @@ use crate::wait::{Bounds, Ended};
 struct Ran {
     answer: Result<Answer, Failure>,
     effects: Effects,
+    /// What came of HTTP requests that failed.
+    failed_requests: Option<String>,
     /// Without the time as a whole, which includes what goes before and after.
     used: SandboxUse,
 }
 
 impl Ran {
     fn failed(failure: Failure) -> Self {
-        Self { answer: Err(failure), effects: Effects::default(), used: SandboxUse::default() }
+        Self {
+            answer: Err(failure),
+            effects: Effects::default(),
+            failed_requests: None,
+            used: SandboxUse::default(),
+        }
     }
 }
 
@@ -64,6 +71,7 @@ impl Plugin {
             Ok(_) => Err(outcome::of_host(Reason::HOST, "the plugin answered another question")),
             Err(failure) => Err(failure),
         };
+        let result = result.map_err(|it| outcome::with_requests(it, ran.failed_requests.as_deref()));
         self.invocation(result, ran.effects, SandboxUse { elapsed: began.elapsed(), ..ran.used })
     }
 
@@ -83,7 +91,9 @@ impl Plugin {
         // Each message bears its share, so that sums over messages are right.
         let messages = u32::try_from(calls.len()).unwrap_or(u32::MAX);
         let used = SandboxUse { elapsed: began.elapsed() / messages, guest: ran.used.guest / messages, ..ran.used };
-        results.into_iter().map(|result| self.invocation(result, Effects::default(), used)).collect()
+        let failed = ran.failed_requests.as_deref();
+        let results = results.into_iter().map(|it| it.map_err(|it| outcome::with_requests(it, failed)));
+        results.map(|result| self.invocation(result, Effects::default(), used)).collect()
     }
 
     fn invocation(&self, result: Result<(), Failure>, effects: Effects, used: SandboxUse) -> Invocation {
@@ -121,21 +131,52 @@ impl Plugin {
             Err(ended) => return Ran::failed(outcome::of_unbegun(&ended)),
         };
         let _ticks = self.host.ticker.running();
-        let mut guest = Duration::ZERO;
-        let answer = busy(&mut guest, live.call(self, job)).await;
-        let instantiated = live.is_instantiated();
-        let session = live.store.data_mut();
-        let answer = answer.map_err(|error| {
-            let failure = outcome::of_error(&error, session, instantiated);
-            self.ended(job, failure, session.has_sent())
-        });
-        let memory_peak_bytes = session.meter.memory_bytes() as u64;
-        let effects = session.finish(answer.as_ref().is_ok_and(Answer::is_success));
-        // A guest that trapped is not asked again: nobody knows what state it is in.
-        if answer.is_ok() && !matches!(job, Job::Validate) {
-            self.keep(live);
+        let mut used = SandboxUse::default();
+        loop {
+            let was_used = live.is_instantiated();
+            let answer = busy(&mut used.guest, live.call(self, job)).await;
+            let instantiated = live.is_instantiated();
+            let session = live.store.data_mut();
+            used.memory_peak_bytes = used.memory_peak_bytes.max(session.meter.memory_bytes() as u64);
+            let answer = match answer.map_err(|error| outcome::of_error(&error, session, instantiated)) {
+                // Whose fault it is shows in an instance that has nothing of other messages. So far nothing has happened:
+                // what the call wrote is dropped, and no request has left.
+                Err(failure)
+                    if was_used
+                        && !session.has_sent()
+                        && outcome::may_be_of_earlier_calls(&failure)
+                        && session.bounds.check_interrupts().is_ok() =>
+                {
+                    self.tell_again(session, &failure);
+                    let bounds = session.bounds.again();
+                    session.finish(false);
+                    let permit = live.into_permit();
+                    live = Live::new(self, Session::new(self.facts.clone(), job.subject(), bounds), permit);
+                    continue;
+                }
+                answer => answer.map_err(|failure| self.ended(job, failure, session.has_sent())),
+            };
+            let failed_requests = session.failed_requests();
+            let effects = session.finish(answer.as_ref().is_ok_and(Answer::is_success));
+            // A guest that trapped is not asked again: nobody knows what state it is in.
+            if answer.is_ok() && !matches!(job, Job::Validate) {
+                self.keep(live);
+            }
+            return Ran { answer, effects, failed_requests, used };
         }
-        Ran { answer, effects, used: SandboxUse { guest, memory_peak_bytes, ..SandboxUse::default() } }
+    }
+
+    /// Says that a message has its attempt again, in a fresh instance.
+    fn tell_again(&self, session: &Session, failure: &Failure) {
+        if let Failure::Retry { reason, .. } = failure {
+            tracing::info!(
+                subscription = %self.facts.name,
+                plugin = %self.digest,
+                message = session.message_id(),
+                %reason,
+                "an instance that had served other messages failed; this one runs again in a fresh instance, uncounted"
+            );
+        }
     }
 
     /// A failure of a call that began: one that can reach the outside may have had an effect there.
@@ -156,7 +197,7 @@ impl Plugin {
             live.store.data_mut().renew(job.subject(), bounds.restarted());
             return Ok(live);
         }
-        let permit = self.host.instance_permit(&bounds).await?;
+        let permit = self.host.permit(&self.share, &bounds, matches!(job, Job::Validate)).await?;
         let session = Session::new(self.facts.clone(), job.subject(), bounds.restarted());
         Ok(Live::new(self, session, permit))
     }

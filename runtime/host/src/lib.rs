@@ -27,6 +27,7 @@ mod meter;
 mod mock;
 mod outcome;
 mod plugin;
+mod pool;
 mod secret;
 mod session;
 mod shape;

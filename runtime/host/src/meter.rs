@@ -65,6 +65,11 @@ impl Meter {
         self.memory_bytes
     }
 
+    /// Elements of all tables together. They never shrink either.
+    pub(crate) fn table_elements(&self) -> usize {
+        self.table_elements
+    }
+
     /// Forgets refusals; what the guest holds stays counted.
     pub(crate) fn reset(&mut self) {
         self.refused = None;

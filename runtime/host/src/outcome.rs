@@ -89,12 +89,27 @@ pub(crate) fn maybe_sent(failure: Failure, has_sent: bool) -> Failure {
     }
 }
 
+/// Adds to a failure what came of the requests that failed: the guest has an error code, and people need words.
+pub(crate) fn with_requests(failure: Failure, failed: Option<&str>) -> Failure {
+    let Some(failed) = failed else { return failure };
+    let add = |error: ErrorText| one_line(&format!("{error}; failed requests: {failed}"));
+    match failure {
+        Failure::Retry { reason, error } => Failure::Retry { reason, error: add(error) },
+        Failure::Throttled { after, error } => Failure::Throttled { after, error: add(error) },
+        Failure::Reject { reason, error } => Failure::Reject { reason, error: add(error) },
+        Failure::UnknownOutcome { reason, error } => Failure::UnknownOutcome { reason, error: add(error) },
+        Failure::Misconfigured { reason, error } => Failure::Misconfigured { reason, error: add(error) },
+        failure @ (Failure::Interrupted | Failure::Stale) => failure,
+    }
+}
+
 /// Why a call did not begin. It counts as no attempt, and nothing of it can be out.
 pub(crate) fn of_unbegun(ended: &Ended) -> Failure {
     if let Ended::Interrupted = ended {
         return Failure::Interrupted;
     }
-    let error = "no plugin instance came free within the timeout; `instances_max` are in use";
+    let error = "no plugin instance came free within the timeout: all that the subscription may have of \
+                 `sandbox.instances_max` are in use; raise that, or see why its messages take so long";
     Failure::Throttled { after: None, error: ErrorText::new(error) }
 }
 
@@ -118,6 +133,24 @@ pub(crate) fn of_ended(ended: &Ended) -> Failure {
         Ended::NoMessage => Reason::TRAP,
     };
     of_host(reason, ended.to_string())
+}
+
+/// Whether what earlier calls left behind in the instance may be why the host ended this one. A timeout is none of these:
+/// the time is spent.
+pub(crate) fn may_be_of_earlier_calls(failure: &Failure) -> bool {
+    let Failure::Retry { reason, .. } = failure else { return false };
+    [
+        Reason::MEMORY_LIMIT,
+        Reason::TABLE_LIMIT,
+        Reason::RESOURCE_LIMIT,
+        Reason::OUTPUT_LIMIT,
+        Reason::EFFECT_LIMIT,
+        Reason::LOG_LIMIT,
+        Reason::STACK_OVERFLOW,
+        Reason::PANIC,
+        Reason::TRAP,
+    ]
+    .contains(reason)
 }
 
 /// A call that came to no answer.

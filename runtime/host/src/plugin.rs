@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use laneway_core::{Failure, Name, PluginDigest, Reason, SubscriptionKind};
+use laneway_core::{Failure, Name, PluginDigest, SubscriptionKind};
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre};
 
@@ -15,6 +15,7 @@ use crate::http::{Access, Clients};
 use crate::instance::Live;
 use crate::limits::Limits;
 use crate::manifest::Manifest;
+use crate::pool::{Pool, Share};
 use crate::secret::Placeholders;
 use crate::session::{Facts, Session};
 use crate::{cache, compiler, contract, engine, outcome, shape};
@@ -34,7 +35,8 @@ pub struct PluginSpec {
     /// What one attempt may use.
     pub limits: Limits,
     /// Whether an instance serves one message after another, and keeps what it has in memory. Otherwise each
-    /// message gets a fresh one.
+    /// message gets a fresh one. So does a message that fails in one that has served others, if that may be for what
+    /// those have left behind, and nothing was sent.
     pub reuse: bool,
     /// Largest body that the plugin may emit, in bytes: what the outbox accepts.
     pub payload_bytes_max: u64,
@@ -48,7 +50,8 @@ pub struct Plugin {
     pub(crate) instances: InstancePre<Session>,
     pub(crate) lifecycle: lifecycle::GuestIndices,
     pub(crate) work: Work,
-    reuse: bool,
+    pub(crate) share: Arc<Share>,
+    pub(crate) reuse: bool,
     idle: Mutex<Vec<Live>>,
 }
 
@@ -117,8 +120,9 @@ impl Plugin {
             http,
             mock: host.mock.clone(),
         };
+        let share = host.pool.share(&facts.name);
         let (facts, idle) = (Arc::new(facts), Mutex::new(Vec::new()));
-        Ok(Self { host, facts, digest, instances, lifecycle, work, reuse: spec.reuse, idle })
+        Ok(Self { host, facts, digest, instances, lifecycle, work, share, reuse: spec.reuse, idle })
     }
 
     /// SHA-256 of the component.
@@ -146,8 +150,7 @@ impl Plugin {
             Err(Failure::Retry { reason, error } | Failure::Misconfigured { reason, error }) => {
                 Err(PluginError::Validate { reason, error })
             }
-            // No instance came free.
-            Err(Failure::Throttled { error, .. }) => Err(PluginError::Validate { reason: Reason::HOST, error }),
+            Err(Failure::Throttled { error, .. }) => Err(PluginError::Busy { error }),
             Err(other) => Err(PluginError::Mismatch(format!("{other:?}"))),
         }
     }
@@ -160,22 +163,26 @@ impl Plugin {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    /// Keeps an instance that ended its call well, unless another call waits for its place.
-    pub(crate) fn keep(&self, live: Live) {
-        if !self.reuse || live.served >= self.facts.limits.reuse_max {
+    /// Keeps an instance that ended its call well, unless another call waits for its place, or its calls have left so much
+    /// behind that the next one could fail for it.
+    pub(crate) fn keep(&self, mut live: Live) {
+        if !self.reuse || live.served >= self.facts.limits.reuse_max || !live.has_room() {
             return;
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < self.facts.limits.idle_max && !self.host.has_waiters() {
+        if idle.len() < self.facts.limits.idle_max && self.host.pool.may_keep(&live.permit, &self.share) {
             idle.push(live);
         }
     }
 
-    /// Gives up what is kept for reuse.
-    pub(crate) fn drop_idle(&self) {
-        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Gives up what is kept for reuse and could be another's, who waits.
+    pub(crate) fn drop_idle(&self, waits: &Arc<Share>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted: Vec<Live> =
+            idle.extract_if(.., |live| Pool::could_have(&live.permit, &self.share, waits)).collect();
         // Outside the lock: taking instances down takes a while.
         drop(idle);
+        drop(wanted);
     }
 }
 

@@ -34,6 +34,27 @@ pub(crate) struct Facts {
     pub(crate) mock: Option<Arc<dyn Mock>>,
 }
 
+/// What an instance holds of what its limits are for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Held {
+    memory_bytes: usize,
+    table_elements: usize,
+    resources: usize,
+    requests: usize,
+}
+
+impl Held {
+    /// Whether enough is free for another message. Of memory and tables that is half of what was free after the first one:
+    /// what a language's runtime takes at its start is no sign of growth, however much of the limit it is.
+    pub(crate) fn leaves_room(self, after_first: Self, limits: &Limits) -> bool {
+        let half_way = |first: usize, max: usize| first + max.saturating_sub(first) / 2;
+        self.memory_bytes <= half_way(after_first.memory_bytes, limits.memory_bytes_max)
+            && self.table_elements <= half_way(after_first.table_elements, limits.table_elements_max)
+            && self.resources <= limits.resources_max / 2
+            && self.requests <= limits.http_concurrent_max / 2
+    }
+}
+
 /// The message that a handler's instance is at work on.
 pub(crate) struct Subject {
     pub(crate) message: Arc<Message>,
@@ -86,6 +107,21 @@ impl Session {
     /// Whether the attempt may have had an effect outside: it has sent a request.
     pub(crate) fn has_sent(&self) -> bool {
         self.wasi.as_ref().is_some_and(|wasi| wasi.has_sent())
+    }
+
+    /// What came of HTTP requests that failed, in words.
+    pub(crate) fn failed_requests(&self) -> Option<String> {
+        self.wasi.as_ref().and_then(|wasi| wasi.failed_requests())
+    }
+
+    /// What calls have left behind in the instance.
+    pub(crate) fn held(&mut self) -> Held {
+        Held {
+            memory_bytes: self.meter.memory_bytes(),
+            table_elements: self.meter.table_elements(),
+            resources: self.table.iter_mut().count(),
+            requests: self.wasi.as_ref().map_or(0, |wasi| wasi.requests()),
+        }
     }
 
     /// Ends a call: writes what is left to log, lets go of the message and hands out its effects.

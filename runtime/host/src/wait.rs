@@ -57,6 +57,11 @@ impl Bounds {
         Self::new(self.timeout, self.interrupts)
     }
 
+    /// The same for another run.
+    pub(crate) fn again(&self) -> Self {
+        Self::new(self.timeout, self.interrupts.clone())
+    }
+
     /// Time that is left.
     pub(crate) fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())

@@ -76,6 +76,16 @@ impl Wasi {
         self.hooks.has_sent
     }
 
+    /// What came of HTTP requests of the attempt that failed.
+    pub(crate) fn failed_requests(&self) -> Option<String> {
+        self.hooks.failed()
+    }
+
+    /// HTTP requests whose responses the guest holds.
+    pub(crate) fn requests(&self) -> usize {
+        self.hooks.under_way()
+    }
+
     /// What the guest printed, line by line; standard error as warnings.
     pub(crate) fn take_lines(&self) -> Vec<(Level, String)> {
         let mut captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);

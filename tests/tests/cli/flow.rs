@@ -168,3 +168,47 @@ fn the_reference_configuration_is_printed() {
     let folder = Folder::new();
     assert!(folder.ok(&["config"]).contains("[[subscription]]"));
 }
+
+#[test]
+fn a_destination_that_never_answers_does_not_hold_up_another_subscription() {
+    // It takes connections, and nobody reads from them.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let folder = Folder::new();
+    folder.configure(&format!(
+        r#"
+        [sandbox]
+        instances_max = 8
+        [[subscription]]
+        name = "hung"
+        topic = "hung.>"
+        publisher = "publish-http.wasm"
+        concurrency = 8
+        timeout = "2m"
+        config = {{ url = "http://{address}/" }}
+        grants = {{ http = ["http://{address}"] }}
+        {COUNTER}
+        "#
+    ));
+    std::fs::copy(laneway_tests::plugin("publish-http"), folder.path().join("publish-http.wasm")).unwrap();
+    folder.ok(&["apply"]);
+    let many: String = (0..40).map(|number| format!("{{\"n\":{number}}}\n")).collect();
+    folder.feed(&["enqueue", "hung.x", "--lines"], many.as_bytes());
+    let _running = folder.start(&["run"]);
+    folder.wait_for_log("adds up to 16, and sandbox.instances_max is 8");
+    silent.set_nonblocking(true).unwrap();
+    let mut taken = Vec::new();
+    let began = std::time::Instant::now();
+    // Its own part, and half of what is in common.
+    while taken.len() < 4 {
+        taken.extend(silent.accept());
+        assert!(began.elapsed().as_secs() < 60, "{} requests came: {}", taken.len(), folder.log());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let sent = std::time::Instant::now();
+    folder.ok(&["enqueue", "orders.created", r#"{"number": 1}"#, "--id=other"]);
+    let settled = || folder.json(&["messages", "show", "other"])["status"] == "processed";
+    while !settled() {
+        assert!(sent.elapsed().as_secs() < 10, "{}", folder.log());
+    }
+}

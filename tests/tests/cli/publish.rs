@@ -305,6 +305,7 @@ fn tls_goes_to_a_server_of_a_trusted_certificate_and_to_no_other() {
     let running = trusting();
     let error = folder.wait_for_error("m");
     assert!(error.contains("TlsCertificateError"), "{error}");
+    assert!(error.contains("of an authority that this system does not know"), "{error}");
     assert_eq!(running.terminate(), Some(0), "{}", folder.log());
     assert_eq!(*receiver.seen.lock().unwrap(), [], "it was sent to a server that is not trusted");
 

@@ -210,7 +210,8 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     let applied = store.apply(&topology).await?;
     let defaults = HostOptions::default();
     let instances_max = args.concurrency.max(defaults.instances_max);
-    let host = Host::new(HostOptions { cache_dir: None, instances_max, ..defaults })?;
+    let concurrency = topology.subscriptions.iter().map(|s| (s.name.clone(), s.concurrency)).collect();
+    let host = Host::new(HostOptions { cache_dir: None, instances_max, concurrency, ..defaults })?;
     let id = applied.subscriptions[0].1;
     let bench = Bench { args, storage, store, topology, id, host, component };
 

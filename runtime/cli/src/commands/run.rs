@@ -61,6 +61,9 @@ impl Node {
         for what in &config.schedules.turned_off {
             warn!("cleanup.{} is turned off: its retention is not above zero", what.as_str());
         }
+        if let Some(crowded) = config.crowded() {
+            warn!("{crowded}");
+        }
         let engine = Engine::start(&store, bindings, config.schedules.all.clone(), options, sandbox.handle());
         info!(storage = config.storage.kind(), topology = topology.revision, "laneway is running");
         Ok(Some(Self { engine, loader, sandbox }))

@@ -102,6 +102,27 @@ impl Config {
             payload_bytes_max: self.payload_bytes_max,
         }
     }
+
+    /// Messages that this node runs at once, by subscription.
+    #[must_use]
+    pub fn concurrency(&self) -> BTreeMap<Name, u32> {
+        self.subscriptions.iter().map(|s| (s.subscription.name.clone(), s.subscription.concurrency)).collect()
+    }
+
+    /// What to know of a node on which not all subscriptions can have as many instances at once as they may run messages.
+    #[must_use]
+    pub fn crowded(&self) -> Option<String> {
+        let wanted: u64 = self.concurrency().values().map(|&wants| u64::from(wants)).sum();
+        (wanted > u64::from(self.instances_max)).then(|| {
+            format!(
+                "the `concurrency` of the {} subscriptions adds up to {wanted}, and sandbox.instances_max is {}: each has \
+                 instances of its own, but while many are busy at once, some run fewer messages than they may; raise \
+                 sandbox.instances_max, or lower `concurrency` where fewer do",
+                self.subscriptions.len(),
+                self.instances_max
+            )
+        })
+    }
 }
 
 /// The storage of a command: from `--storage`, else from the configuration.
@@ -125,6 +146,18 @@ mod tests {
 
     fn parse(text: &str) -> Result<Config> {
         Config::parse(text, Path::new("/etc/laneway"), None)
+    }
+
+    #[test]
+    fn a_node_says_when_the_concurrency_of_all_is_more_than_the_instances() {
+        let subscriptions = |count: u32| {
+            let block = |n| format!("[[subscription]]\nname = \"s{n}\"\ntopic = \"a\"\nhandler = \"a.wasm\"\n");
+            parse(&(0..count).map(block).collect::<String>()).unwrap()
+        };
+        assert_eq!(subscriptions(32).crowded(), None, "32 times 8 are 256");
+        let crowded = subscriptions(33).crowded().unwrap();
+        assert!(crowded.contains("adds up to 264, and sandbox.instances_max is 256"), "{crowded}");
+        assert_eq!(subscriptions(33).concurrency().len(), 33);
     }
 
     fn error(text: &str) -> String {

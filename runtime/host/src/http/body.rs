@@ -13,14 +13,25 @@ use wasmtime_wasi_http::Error;
 
 use crate::secret::{Held, Placeholders};
 
-/// A response's body as the guest gets it.
+/// How much of a body is read, and for how long.
+pub(crate) struct Bounds {
+    /// What the guest gets of it. Then it gets an error.
+    pub(crate) bytes_max: u64,
+    /// Between two parts.
+    pub(crate) between: Duration,
+    /// For all of it.
+    pub(crate) deadline: Instant,
+}
+
+/// A response's body as the guest gets it: what comes, up to the limits, and an error where they end it. The response
+/// itself is there whatever its body is.
 pub(crate) struct LimitedBody {
     inner: Incoming,
     left: u64,
-    max: u64,
-    between: Duration,
-    deadline: Instant,
+    bounds: Bounds,
     stalled: Pin<Box<Sleep>>,
+    /// What comes in place of the next part.
+    error: Option<Error>,
     failed: bool,
     placeholders: Arc<Placeholders>,
     /// What may be the beginning of a secret.
@@ -34,27 +45,15 @@ pub(crate) struct LimitedBody {
 impl LimitedBody {
     pub(crate) fn new(
         inner: Incoming,
-        max: u64,
-        between: Duration,
-        deadline: Instant,
+        bounds: Bounds,
+        error: Option<Error>,
         placeholders: Arc<Placeholders>,
         slot: OwnedSemaphorePermit,
     ) -> Self {
-        let stalled = Box::pin(tokio::time::sleep_until(deadline.min(Instant::now() + between).into()));
+        let stalled = Box::pin(tokio::time::sleep_until(bounds.next().into()));
         let (held, after_held) = (Held::default(), None);
-        Self {
-            inner,
-            left: max,
-            max,
-            between,
-            deadline,
-            stalled,
-            failed: false,
-            placeholders,
-            held,
-            after_held,
-            _slot: slot,
-        }
+        let left = bounds.bytes_max;
+        Self { inner, left, bounds, stalled, error, failed: false, placeholders, held, after_held, _slot: slot }
     }
 
     /// A frame as the guest gets it; `None` if all of it is held back.
@@ -80,9 +79,30 @@ impl LimitedBody {
         }
     }
 
+    /// As much of a part as there is room for; what comes after it is an error.
+    fn within(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let Some(data) = frame.data_ref() else { return frame };
+        let bytes = data.len() as u64;
+        if let Some(left) = self.left.checked_sub(bytes) {
+            self.left = left;
+            return frame;
+        }
+        self.error = Some(Error::HttpResponseBodySize(Some(self.bounds.bytes_max)));
+        // It is less than the part's own length.
+        let room = usize::try_from(std::mem::take(&mut self.left)).unwrap_or(0);
+        Frame::data(data.slice(..room))
+    }
+
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.failed = true;
         Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Bounds {
+    /// When a body has stalled that brings nothing from now on.
+    fn next(&self) -> Instant {
+        self.deadline.min(Instant::now() + self.between)
     }
 }
 
@@ -95,20 +115,23 @@ impl Body for LimitedBody {
         if this.failed {
             return Poll::Ready(None);
         }
+        if let Some(error) = this.error.take() {
+            return this.fail(error);
+        }
         if let Some(frame) = this.after_held.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
         loop {
             match Pin::new(&mut this.inner).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
-                    match this.left.checked_sub(bytes) {
-                        Some(left) => this.left = left,
-                        None => return this.fail(Error::HttpResponseBodySize(Some(this.max))),
-                    }
-                    this.stalled.as_mut().reset(this.deadline.min(Instant::now() + this.between).into());
+                    this.stalled.as_mut().reset(this.bounds.next().into());
                     if let Some(frame) = this.without_secrets(frame) {
-                        return Poll::Ready(Some(Ok(frame)));
+                        let frame = this.within(frame);
+                        // Nothing of it fits.
+                        return match this.error.take_if(|_| frame.data_ref().is_some_and(Bytes::is_empty)) {
+                            Some(error) => this.fail(error),
+                            None => Poll::Ready(Some(Ok(frame))),
+                        };
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
@@ -117,7 +140,8 @@ impl Body for LimitedBody {
                 }
                 Poll::Ready(None) if this.held.is_empty() => return Poll::Ready(None),
                 Poll::Ready(None) => {
-                    return Poll::Ready(Some(Ok(Frame::data(this.held.take()))));
+                    let frame = Frame::data(this.held.take());
+                    return Poll::Ready(Some(Ok(this.within(frame))));
                 }
                 Poll::Pending => {
                     return match this.stalled.as_mut().poll(cx) {
@@ -130,7 +154,8 @@ impl Body for LimitedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failed || (self.held.is_empty() && self.after_held.is_none() && self.inner.is_end_stream())
+        let is_at_end = self.error.is_none() && self.held.is_empty() && self.after_held.is_none();
+        self.failed || (is_at_end && self.inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,12 +1,13 @@
-//! Making connections: resolve, look at the address, connect.
+//! Making connections: resolve, look at the addresses, connect to whichever answers first.
 
+use std::fmt::Write;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyper::Uri;
@@ -15,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tower_service::Service;
 
 use super::address::Kind;
@@ -24,6 +26,10 @@ use crate::grant::{Reach, default_port};
 const LOOKUPS_MAX: usize = 8;
 /// Time to resolve a name and connect to one of its addresses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that an address has to answer before the next one is tried beside it, as RFC 8305 has it.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 16;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -38,16 +44,26 @@ pub(crate) enum ConnectError {
     },
     #[error("`{0}` has no address")]
     NoAddress(String),
-    #[error("connect to {address}: {source}")]
+    #[error("connect to `{host}`: {}", listed(failures))]
     Connect {
-        address: SocketAddr,
-        #[source]
-        source: io::Error,
+        host: String,
+        /// What came of each address.
+        failures: Vec<(SocketAddr, io::Error)>,
     },
     #[error("connecting took longer than {CONNECT_TIMEOUT:?}")]
     Timeout,
     #[error("the URL has no host")]
     NoHost,
+}
+
+fn listed(failures: &[(SocketAddr, io::Error)]) -> String {
+    let mut text = String::new();
+    for (address, error) in failures {
+        let separator = if text.is_empty() { "" } else { "; " };
+        // Writing to a string does not fail.
+        let _ = write!(text, "{separator}{address}: {error}");
+    }
+    text
 }
 
 /// Finds the addresses of names.
@@ -113,47 +129,106 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connector = self.clone();
-        Box::pin(async move {
-            match tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(&uri)).await {
-                Ok(connected) => connected.map(TokioIo::new),
-                Err(_) => Err(ConnectError::Timeout),
-            }
-        })
+        Box::pin(async move { connector.connect(&uri).await.map(TokioIo::new) })
     }
 }
 
 impl Connector {
     async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
         let host = uri.host().ok_or(ConnectError::NoHost)?;
         let port = uri.port_u16().unwrap_or(default_port(uri.scheme_str() == Some("https")));
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let share = place(&self.shares.connections).await?;
-        let addresses: Vec<SocketAddr> = match bare.parse::<IpAddr>() {
+        let ready = tokio::time::timeout_at(deadline.into(), async {
+            let share = place(&self.shares.connections).await?;
+            Ok((share, self.addresses(bare, port).await?))
+        });
+        let (share, addresses) = ready.await.unwrap_or(Err(ConnectError::Timeout))?;
+        match race(addresses, deadline).await {
+            Ok(tcp) => {
+                // Requests are written whole: waiting for more to send only adds latency. If the option cannot
+                // be set, the connection is slower and no worse.
+                drop(tcp.set_nodelay(true));
+                Ok(Stream { tcp, _share: share })
+            }
+            Err(failures) => Err(ConnectError::Connect { host: bare.to_owned(), failures }),
+        }
+    }
+
+    /// The addresses that may be connected to. There is at least one.
+    async fn addresses(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+        let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
             Ok(address) => vec![(address, port).into()],
             Err(_) => self
                 .resolver
-                .resolve(bare, port, place(&self.shares.lookups).await?)
+                .resolve(host, port, place(&self.shares.lookups).await?)
                 .await
-                .map_err(|source| ConnectError::Resolve { host: bare.to_owned(), source })?,
+                .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?,
         };
-        let mut outcome = ConnectError::NoAddress(bare.to_owned());
+        let mut refused = ConnectError::NoAddress(host.to_owned());
+        let mut admitted = Vec::with_capacity(addresses.len());
         for address in addresses {
             let kind = Kind::of(address.ip());
-            if !kind.within(self.reach) {
-                outcome = ConnectError::Refused { host: bare.to_owned(), address: address.ip(), kind };
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(tcp) => {
-                    // Requests are written whole: waiting for more to send only adds latency. If the option cannot
-                    // be set, the connection is slower and no worse.
-                    drop(tcp.set_nodelay(true));
-                    return Ok(Stream { tcp, _share: share });
-                }
-                Err(source) => outcome = ConnectError::Connect { address, source },
+            if kind.within(self.reach) {
+                admitted.push(address);
+            } else {
+                refused = ConnectError::Refused { host: host.to_owned(), address: address.ip(), kind };
             }
         }
-        Err(outcome)
+        if admitted.is_empty() { Err(refused) } else { Ok(admitted) }
+    }
+}
+
+/// Connects to whichever address answers first. Each has a head start over the next: one that does not answer, as that of
+/// a family that does not work here, costs that and not the whole time.
+///
+/// The client library has such a race too. It races families only, so that a dead address holds up the next one of its own
+/// family; it does not name the addresses that failed; and an address in a URL gets past the resolver, where it would
+/// have to be checked.
+async fn race(addresses: Vec<SocketAddr>, deadline: Instant) -> Result<TcpStream, Vec<(SocketAddr, io::Error)>> {
+    let mut next = alternating(addresses).into_iter();
+    let mut tries = JoinSet::new();
+    let mut waiting: Vec<SocketAddr> = Vec::new();
+    let mut failures = Vec::new();
+    loop {
+        if let Some(address) = next.next() {
+            waiting.push(address);
+            tries.spawn(async move { (address, TcpStream::connect(address).await) });
+        }
+        let until = if next.len() > 0 { deadline.min(Instant::now() + HEAD_START) } else { deadline };
+        match tokio::time::timeout_at(until.into(), tries.join_next()).await {
+            Ok(Some(Ok((_, Ok(tcp))))) => return Ok(tcp),
+            Ok(Some(Ok((address, Err(error))))) => {
+                waiting.retain(|other| *other != address);
+                failures.push((address, error));
+            }
+            // It panicked; its address is still among those that have not answered.
+            Ok(Some(Err(_))) => {}
+            Err(_) if Instant::now() < deadline => {}
+            Ok(None) if next.len() > 0 => {}
+            Ok(None) | Err(_) => {
+                let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+                failures.extend(waiting.into_iter().chain(next).map(|address| (address, silent())));
+                return Err(failures);
+            }
+        }
+    }
+}
+
+/// The addresses in the order in which they are tried: as they came, but the families by turns.
+fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let starts_with_v4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv4() == starts_with_v4);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] || all.len() >= ADDRESSES_MAX {
+            all.truncate(ADDRESSES_MAX);
+            return all;
+        }
+        all.extend(pair.into_iter().flatten());
     }
 }
 

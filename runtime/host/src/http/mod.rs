@@ -8,6 +8,7 @@ mod request;
 mod target;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod unsent;
 
 use std::sync::{Arc, OnceLock};
@@ -31,6 +32,8 @@ const IDLE_PER_HOST_MAX: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Read buffer of a connection, which also bounds the head of a response.
 const BUFFER_BYTES_MAX: usize = 256 << 10;
+/// Header lines of a response.
+const HEADERS_MAX: usize = 1_000;
 
 type PooledClient = Client<HttpsConnector<Connector>, WasiBody>;
 
@@ -117,6 +120,12 @@ impl Clients {
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(IDLE_PER_HOST_MAX)
                 .http1_max_buf_size(BUFFER_BYTES_MAX)
+                .http1_max_headers(HEADERS_MAX)
+                // What other clients put up with: a message is not lost, nor sent twice, for an answer that is not well
+                // formed.
+                .http1_allow_spaces_after_header_name_in_responses(true)
+                .http1_allow_obsolete_multiline_headers_in_responses(true)
+                .http1_ignore_invalid_headers_in_responses(true)
                 .build(connector)
         })
     }

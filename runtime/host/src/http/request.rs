@@ -1,13 +1,12 @@
 //! One request of a guest: is it granted, and what came of it.
 
-use std::collections::BTreeSet;
-use std::error::Error as StdError;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, ready};
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use http_body_util::BodyExt;
-use hyper::body::Body;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::client::legacy::connect::capture_connection;
@@ -15,10 +14,10 @@ use laneway_core::{Name, PluginDigest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi_http::{DEFAULT_FORBIDDEN_HEADERS, Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use super::body::LimitedBody;
+use super::body::{Bounds, LimitedBody};
 use super::connect::ConnectError;
 use super::target::Target;
-use super::{Clients, PooledClient, mock, unsent};
+use super::{Clients, PooledClient, mock, trouble, unsent};
 use crate::Limits;
 use crate::grant::{Allowed, Reach};
 use crate::mock::{LogLine, Mock};
@@ -26,6 +25,8 @@ use crate::secret::Placeholders;
 
 /// Hosts of refused requests that are logged for one attempt; the other requests are counted.
 const DENIALS_MAX: usize = 8;
+/// Failed requests of one attempt that its error tells of.
+const FAILURES_MAX: usize = 3;
 
 /// What a plugin may reach, and through what.
 pub(crate) struct Access {
@@ -43,7 +44,7 @@ pub(crate) struct Hooks {
     slots: Arc<Semaphore>,
     /// End of the attempt that runs now.
     deadline: Instant,
-    denials: Arc<Denials>,
+    journal: Arc<Journal>,
     /// Whether the attempt has sent a request.
     pub(crate) has_sent: bool,
 }
@@ -53,26 +54,40 @@ type Answer = Result<(Response<WasiBody>, Worker), Error>;
 
 impl Hooks {
     pub(crate) fn new(access: Option<Arc<Access>>, deadline: Instant) -> Self {
-        let slots = access.as_ref().map_or(0, |access| access.limits.http_concurrent_max);
-        let slots = Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS)));
-        Self { access, slots, deadline, denials: Arc::default(), has_sent: false }
+        let slots = Arc::new(Semaphore::new(slots_max(access.as_deref())));
+        Self { access, slots, deadline, journal: Arc::default(), has_sent: false }
+    }
+
+    /// Requests under way, those included whose responses are not read or dropped yet.
+    pub(crate) fn under_way(&self) -> usize {
+        slots_max(self.access.as_deref()) - self.slots.available_permits()
     }
 
     /// Gets ready for the next attempt.
     pub(crate) fn renew(&mut self, deadline: Instant) {
         self.deadline = deadline;
-        self.denials = Arc::default();
+        self.journal = Arc::default();
         self.has_sent = false;
+        if self.under_way() > 0 {
+            // Responses that an earlier attempt has left count for that one.
+            self.slots = Arc::new(Semaphore::new(slots_max(self.access.as_deref())));
+        }
     }
 
     /// Says how many refused requests the log does not have.
     pub(crate) fn close(&self) {
-        let more = std::mem::take(&mut self.denials.noted().more);
+        let more = std::mem::take(&mut self.journal.noted().more);
         if let Some(access) = &self.access
             && more > 0
         {
             access.warn(&format!("refused {more} further requests"));
         }
+    }
+
+    /// What came of requests that failed, if any did.
+    pub(crate) fn failed(&self) -> Option<String> {
+        let failed = std::mem::take(&mut self.journal.noted().failed);
+        (!failed.is_empty()).then(|| Vec::from(failed).join("; "))
     }
 
     #[cfg(test)]
@@ -87,19 +102,24 @@ impl Hooks {
         let reach = match access.allowed.request(method, target.https, &target.host, target.port) {
             Ok(reach) => reach,
             Err(why) => {
-                self.denials.log(&access, &target, || format!("refused a {method} request to {target}: {why}"));
+                self.journal.denied(&access, &target, || format!("refused a {method} request to {target}: {why}"));
                 return Err(Error::HttpRequestDenied);
             }
         };
         target.write(request)?;
         // Not waited for: a guest that holds all of them would wait for itself.
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
-        Ok(Admitted { access, target, reach, slot, deadline: self.deadline, denials: Arc::clone(&self.denials) })
+        Ok(Admitted { access, target, reach, slot, deadline: self.deadline, journal: Arc::clone(&self.journal) })
     }
 
     fn mock(&self) -> Option<Arc<dyn Mock>> {
         self.access.as_ref().and_then(|access| access.clients.mock().cloned())
     }
+}
+
+/// Requests that may be under way at once.
+fn slots_max(access: Option<&Access>) -> usize {
+    access.map_or(0, |access| access.limits.http_concurrent_max).min(Semaphore::MAX_PERMITS)
 }
 
 /// A request that may go out.
@@ -109,26 +129,42 @@ struct Admitted {
     reach: Reach,
     slot: OwnedSemaphorePermit,
     deadline: Instant,
-    denials: Arc<Denials>,
+    journal: Arc<Journal>,
 }
 
-/// Refused requests of one attempt. A guest may send them by the thousand, and each line has text of its own.
+/// What went wrong with the requests of one attempt.
 #[derive(Default)]
-struct Denials(Mutex<Noted>);
+struct Journal(Mutex<Noted>);
 
 #[derive(Default)]
 struct Noted {
+    /// Hosts of refused requests that the log has. A guest may send them by the thousand, and each line has text of its
+    /// own.
     logged: BTreeSet<String>,
     more: u64,
+    /// Requests that failed, in words, the last ones.
+    failed: VecDeque<String>,
 }
 
-impl Denials {
+impl Journal {
     fn noted(&self) -> std::sync::MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps what a failed request came to.
+    fn failed(&self, target: &Target, words: &str) {
+        let failed = &mut self.noted().failed;
+        let text = format!("{target}: {words}");
+        if !failed.contains(&text) {
+            failed.push_back(text);
+        }
+        if failed.len() > FAILURES_MAX {
+            failed.pop_front();
+        }
+    }
+
     /// Logs the first refusal of a host, and counts the others.
-    fn log(&self, access: &Access, target: &Target, text: impl FnOnce() -> String) {
+    fn denied(&self, access: &Access, target: &Target, text: impl FnOnce() -> String) {
         let origin = target.to_string();
         let mut noted = self.noted();
         if noted.logged.contains(&origin) || noted.logged.len() >= DENIALS_MAX {
@@ -187,7 +223,7 @@ impl WasiHttpHooks for Hooks {
 }
 
 async fn send(admitted: Admitted, mut request: Request<WasiBody>, options: RequestOptions) -> Answer {
-    let Admitted { access, target, reach, slot, deadline, denials } = admitted;
+    let Admitted { access, target, reach, slot, deadline, journal } = admitted;
     let limits = &access.limits;
     let first_byte = match (options.connect_timeout, options.first_byte_timeout) {
         (Some(connect), Some(first_byte)) => connect.saturating_add(first_byte),
@@ -205,23 +241,22 @@ async fn send(admitted: Admitted, mut request: Request<WasiBody>, options: Reque
     let connection = capture_connection(&mut request);
     let mut response = match tokio::time::timeout_at(until.into(), client.request(request)).await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return Err(explain(&access, &target, &denials, &error)),
+        Ok(Err(error)) => return Err(explain(&access, &target, &journal, &error)),
         // Without a connection (name, address, TLS) nothing was sent, and the guest may say so.
         Err(_) if connection.connection_metadata().is_none() => return Err(Error::ConnectionTimeout),
         Err(_) => return Err(Error::HttpResponseTimeout),
     };
     access.placeholders.conceal(response.headers_mut());
-    if has_secrets {
-        check_encoding(response.headers())?;
-    }
-    let max = limits.http_response_bytes_max;
-    if response.body().size_hint().lower() > max {
-        return Err(Error::HttpResponseBodySize(Some(max)));
-    }
-    let between = between.min(limits.http_between_bytes_timeout);
+    // The status is there, whatever is wrong with the body: whether the message has arrived is told by it.
+    let unreadable = if has_secrets { check_encoding(response.headers()).err() } else { None };
+    let bounds = Bounds {
+        bytes_max: limits.http_response_bytes_max,
+        between: between.min(limits.http_between_bytes_timeout),
+        deadline,
+    };
     let placeholders = Arc::clone(&access.placeholders);
     let response =
-        response.map(|body| LimitedBody::new(body, max, between, deadline, placeholders, slot).boxed_unsync());
+        response.map(|body| LimitedBody::new(body, bounds, unreadable, placeholders, slot).boxed_unsync());
     Ok((response, Box::new(ready(Ok(())))))
 }
 
@@ -245,37 +280,37 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
 fn explain(
     access: &Access,
     target: &Target,
-    denials: &Denials,
+    journal: &Journal,
     error: &hyper_util::client::legacy::Error,
 ) -> Error {
-    tracing::debug!(subscription = %access.name, %target, error = error as &dyn StdError, "the request failed");
-    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(found) = cause {
-        if let Some(error) = found.downcast_ref::<ConnectError>() {
-            return refused(access, target, denials, error);
+    let words = trouble::in_words(error);
+    tracing::debug!(subscription = %access.name, %target, error = words, "the request failed");
+    journal.failed(target, &words);
+    for cause in trouble::causes(error) {
+        if let Some(error) = cause.downcast_ref::<ConnectError>() {
+            return refused(access, target, journal, error);
         }
-        if let Some(error) = found.downcast_ref::<rustls::Error>() {
+        if let Some(error) = cause.downcast_ref::<rustls::Error>() {
             return match error {
                 rustls::Error::InvalidCertificate(_) => Error::TlsCertificateError,
+                rustls::Error::AlertReceived(alert) => Error::TlsAlertReceived {
+                    alert_id: Some(u8::from(*alert)),
+                    alert_message: Some(error.to_string()),
+                },
                 _ => Error::TlsProtocolError,
             };
         }
-        if let Some(error) = found.downcast_ref::<hyper::Error>() {
+        if let Some(error) = cause.downcast_ref::<hyper::Error>() {
             return if error.is_parse() { Error::HttpProtocolError } else { Error::ConnectionTerminated };
         }
-        // An I/O error names as its source the source of what it wraps, and so hides that itself.
-        cause = match found.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => found.source(),
-        };
     }
     if error.is_connect() { Error::DestinationUnavailable } else { Error::ConnectionTerminated }
 }
 
-fn refused(access: &Access, target: &Target, denials: &Denials, error: &ConnectError) -> Error {
+fn refused(access: &Access, target: &Target, journal: &Journal, error: &ConnectError) -> Error {
     match error {
         ConnectError::Refused { host, address, kind } => {
-            denials.log(access, target, || {
+            journal.denied(access, target, || {
                 format!(
                     "refused a request to {target}: `{host}` resolves to {address}, which is {}; if that is meant to \
                      be, grant the address itself, or write: {}",
@@ -289,10 +324,16 @@ fn refused(access: &Access, target: &Target, denials: &Denials, error: &ConnectE
             Error::DnsError { rcode: Some(source.to_string()), info_code: None }
         }
         ConnectError::NoAddress(_) | ConnectError::NoHost => Error::DestinationNotFound,
-        ConnectError::Connect { source, .. } if source.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Error::ConnectionRefused
+        ConnectError::Connect { failures, .. } => {
+            let all = |kind| failures.iter().all(|(_, error)| error.kind() == kind);
+            if all(ErrorKind::ConnectionRefused) {
+                Error::ConnectionRefused
+            } else if all(ErrorKind::TimedOut) {
+                Error::ConnectionTimeout
+            } else {
+                Error::DestinationUnavailable
+            }
         }
-        ConnectError::Connect { .. } => Error::DestinationUnavailable,
         ConnectError::Timeout => Error::ConnectionTimeout,
     }
 }

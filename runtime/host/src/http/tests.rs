@@ -74,6 +74,13 @@ async fn serve(mut stream: TcpStream, heads: Arc<Mutex<Vec<String>>>) {
                 format!("HTTP/1.1 200 OK\r\nx-sent: <{sent}>\r\ncontent-length: 0\r\n\r\n")
             }
             "/packed" => "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            "/spaced" => "HTTP/1.1 200 OK\r\nX-Foo : bar\r\nContent-Length : 2\r\n\r\nok".to_owned(),
+            "/folded" => "HTTP/1.1 200 OK\r\nx-foo: a\r\n\tb\r\n c\r\ncontent-length: 2\r\n\r\nok".to_owned(),
+            "/misnamed" => "HTTP/1.1 200 OK\r\nx foo: bar\r\n{}: x\r\ncontent-length: 2\r\n\r\nok".to_owned(),
+            "/many" => format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", "x-foo: bar\r\n".repeat(990)),
+            "/too-many" => format!("HTTP/1.1 200 OK\r\n{}\r\n", "x-foo: bar\r\n".repeat(1_001)),
+            "/failed" => format!("HTTP/1.1 503 Busy\r\ncontent-length: 5000\r\n\r\n{}", "x".repeat(5000)),
+            "/just" => format!("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}", "x".repeat(1000)),
             "/large" => "HTTP/1.1 200 OK\r\ncontent-length: 2000\r\n\r\n".to_owned(),
             "/endless" => format!("HTTP/1.1 200 OK\r\n\r\n{}", "x".repeat(5000)),
             "/stalls" => "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".to_owned(),
@@ -226,12 +233,52 @@ async fn a_body_is_limited_in_size_and_in_how_long_it_stalls() {
     let server = Server::start().await;
     let origin = format!("http://127.0.0.1:{}", server.port);
     let mut hooks = hooks(std::slice::from_ref(&origin), small());
-    for path in ["large", "endless"] {
-        let answer = get(&mut hooks, &format!("{origin}/{path}")).await;
-        assert!(matches!(answer, Err(Error::HttpResponseBodySize(Some(1000)))), "{path}: {answer:?}");
+    for (path, status, bytes) in [("large", 200, 0), ("endless", 200, 1000), ("failed", 503, 1000)] {
+        let mut response = ask(&mut hooks, &format!("{origin}/{path}"), RequestOptions::default()).await.unwrap();
+        assert_eq!(response.status(), status, "the status comes, however large the body");
+        let mut read = 0;
+        let error = loop {
+            match response.body_mut().frame().await.expect("an error, and no end") {
+                Ok(frame) => read += frame.data_ref().unwrap().len(),
+                Err(error) => break error,
+            }
+        };
+        if path == "large" {
+            // It says 2,000 bytes and sends none.
+            assert!(matches!(error, Error::ConnectionReadTimeout), "{error:?}");
+        } else {
+            assert!(matches!(error, Error::HttpResponseBodySize(Some(1000))), "{path}: {error:?}");
+        }
+        assert_eq!(read, bytes, "{path}: what fits");
+        assert!(response.body_mut().frame().await.is_none());
     }
+    let just = get(&mut hooks, &format!("{origin}/just")).await.unwrap();
+    assert_eq!(just.len(), "200 ".len() + 1000);
     let answer = get(&mut hooks, &format!("{origin}/stalls")).await;
     assert!(matches!(answer, Err(Error::ConnectionReadTimeout)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_well_formed_is_read_as_other_clients_read_it() {
+    let server = Server::start().await;
+    let origin = format!("http://127.0.0.1:{}", server.port);
+    let mut hooks = hooks(std::slice::from_ref(&origin), Limits::default());
+    for path in ["spaced", "folded", "misnamed", "many"] {
+        let response = ask(&mut hooks, &format!("{origin}/{path}"), RequestOptions::default()).await;
+        let response = response.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        assert_eq!(response.status(), 200, "{path}");
+        let foo = response.headers().get("x-foo").map(|value| value.to_str().unwrap().to_owned());
+        match path {
+            "misnamed" => assert_eq!(foo, None),
+            "folded" => assert!(foo.is_some_and(|foo| foo.starts_with('a') && foo.ends_with('c'))),
+            _ => assert_eq!(foo.as_deref(), Some("bar"), "{path}"),
+        }
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok", "{path}");
+    }
+    let answer = get(&mut hooks, &format!("{origin}/too-many")).await;
+    assert!(matches!(answer, Err(Error::HttpProtocolError)), "{answer:?}");
+    let failed = hooks.failed().unwrap();
+    assert!(failed.starts_with(&origin) && failed.contains("header"), "{failed}");
 }
 
 #[tokio::test]
@@ -676,6 +723,175 @@ async fn connections_of_one_plugin_are_limited_those_that_are_kept_included() {
     assert_eq!(server.connections(), 2);
     // What is open already is used.
     get(&mut hooks, &format!("http://{}:{port}/", names[0])).await.unwrap();
+}
+
+/// Every name has these addresses.
+struct Everything(Vec<IpAddr>);
+
+impl Everything {
+    fn at(addresses: &[&str]) -> Network {
+        Network::resolving(Arc::new(Self(addresses.iter().map(|address| address.parse().unwrap()).collect())))
+    }
+}
+
+#[async_trait]
+impl Resolver for Everything {
+    async fn resolve(&self, _: &str, port: u16, _: OwnedSemaphorePermit) -> std::io::Result<Vec<SocketAddr>> {
+        Ok(self.0.iter().map(|address| (*address, port).into()).collect())
+    }
+}
+
+/// Takes no connection at this address and says nothing: its queue is full.
+async fn black_hole(address: SocketAddr) -> (TcpListener, Vec<TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(address).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let mut inside = Vec::new();
+    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+        inside.push(connected.unwrap());
+    }
+    (listener, inside)
+}
+
+#[tokio::test]
+async fn a_dead_address_of_a_name_costs_its_head_start_only() {
+    let server = Server::start().await;
+    let port = server.port;
+    let _silent = black_hole(SocketAddr::from(([127, 0, 0, 2], port))).await;
+    for addresses in [
+        ["::1", "127.0.0.1"].as_slice(),
+        &["127.0.0.2", "127.0.0.1"],
+        &["127.0.0.3", "127.0.0.2", "::1", "127.0.0.1"],
+    ] {
+        let grant = format!("http://x.example.com:{port}").parse::<HttpGrant>().unwrap().with_private(true);
+        let network = Everything::at(addresses);
+        let mut hooks = hooks_of(vec![grant], Limits::default(), network, Placeholders::default());
+        let began = Instant::now();
+        let answer = get(&mut hooks, &format!("http://x.example.com:{port}/")).await;
+        assert!(answer.is_ok(), "{addresses:?}: {answer:?}");
+        assert!(began.elapsed() < Duration::from_secs(1), "{addresses:?}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn when_no_address_of_a_name_answers_the_error_names_each() {
+    let port = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let grant = format!("http://x.example.com:{port}").parse::<HttpGrant>().unwrap().with_private(true);
+    let network = Everything::at(&["127.0.0.1", "127.0.0.3", "127.0.0.4"]);
+    let mut hooks = hooks_of(vec![grant], Limits::default(), network, Placeholders::default());
+    let answer = get(&mut hooks, &format!("http://x.example.com:{port}/")).await;
+    assert!(matches!(answer, Err(Error::ConnectionRefused)), "{answer:?}");
+    let failed = hooks.failed().unwrap();
+    for address in ["127.0.0.1", "127.0.0.3", "127.0.0.4"] {
+        assert!(failed.contains(&format!("{address}:{port}: ")), "{failed}");
+    }
+    assert_eq!(hooks.failed(), None, "it is told once");
+}
+
+#[tokio::test]
+async fn each_address_of_a_name_is_looked_at_before_any_is_connected_to() {
+    let server = Server::start().await;
+    let port = server.port;
+    let url = format!("http://localhost:{port}/");
+    let asked = async |addresses: &[&str]| {
+        let grant = vec![format!("http://localhost:{port}").parse().unwrap()];
+        let mut hooks = hooks_of(grant, Limits::default(), Everything::at(addresses), Placeholders::default());
+        get(&mut hooks, &url).await
+    };
+    let answer = asked(&["10.0.0.5", "169.254.169.254"]).await;
+    assert!(matches!(answer, Err(Error::DestinationIpProhibited)), "{answer:?}");
+    // Of these, it goes to the one that is granted.
+    assert!(asked(&["10.0.0.5", "127.0.0.1", "169.254.169.254"]).await.is_ok());
+    let public: HttpGrant = format!("http://x.example.com:{port}").parse().unwrap();
+    let network = Everything::at(&["127.0.0.1", "::1"]);
+    let mut hooks = hooks_of(vec![public], Limits::default(), network, Placeholders::default());
+    let answer = get(&mut hooks, &format!("http://x.example.com:{port}/")).await;
+    assert!(matches!(answer, Err(Error::DestinationIpProhibited)), "{answer:?}");
+    assert_eq!(server.connections(), 1);
+}
+
+/// A server that speaks TLS with this certificate, and the network of a node that trusts its authority.
+struct Secure {
+    port: u16,
+    certificate: rustls::pki_types::CertificateDer<'static>,
+}
+
+impl Secure {
+    fn start(names: &[&str], edit: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        edit(&mut params);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key.into())
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            use std::io::{Read, Write};
+            for stream in listener.incoming().flatten() {
+                let connection = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(connection, stream);
+                // A client that does not trust the certificate goes away in the middle of the handshake.
+                if stream.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+                }
+            }
+        });
+        Self { port, certificate }
+    }
+
+    /// Asks it, as a node that trusts its certificate or not. Answers with what the error says.
+    async fn ask(&self, trusts: bool) -> Result<String, (Error, String)> {
+        let mut roots = rustls::RootCertStore::empty();
+        if trusts {
+            roots.add(self.certificate.clone()).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut network = Network::resolving(Arc::new(SystemResolver));
+        network.tls = Ok(config).into();
+        let origin = format!("https://localhost:{}", self.port);
+        let grants = vec![origin.parse().unwrap()];
+        let mut hooks = hooks_of(grants, Limits::default(), network, Placeholders::default());
+        match get(&mut hooks, &origin).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err((error, hooks.failed().unwrap())),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_accepted_is_told_with_the_reason() {
+    assert_eq!(Secure::start(&["localhost"], |_| {}).ask(true).await.unwrap(), "204 ");
+    let told = async |server: Secure, trusts| match server.ask(trusts).await {
+        Err((Error::TlsCertificateError, words)) => words,
+        other => panic!("{other:?}"),
+    };
+    let words = told(Secure::start(&["localhost"], |_| {}), false).await;
+    assert!(words.contains("of an authority that this system does not know"), "{words}");
+    let words = told(Secure::start(&["a.example.com", "b.example.com"], |_| {}), true).await;
+    assert!(words.contains("is for `a.example.com`, `b.example.com`, and not for `localhost`"), "{words}");
+    let words =
+        told(Secure::start(&["localhost"], |it| it.not_after = rcgen::date_time_ymd(2020, 2, 3)), true).await;
+    assert!(words.contains("expired at 2020-02-03T00:00:00Z"), "{words}");
+    let words =
+        told(Secure::start(&["localhost"], |it| it.not_before = rcgen::date_time_ymd(2999, 1, 1)), true).await;
+    assert!(words.contains("is not valid before 2999-01-01T00:00:00Z"), "{words}");
 }
 
 /// Takes what is logged.

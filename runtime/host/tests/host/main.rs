@@ -12,6 +12,7 @@ mod outcome;
 mod reuse;
 mod sandbox;
 mod secrets;
+mod shares;
 mod smith;
 mod storage;
 mod support;

@@ -1,12 +1,13 @@
 //! Instances that serve more than one message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use laneway_core::{Reason, SubscriptionKind};
 use laneway_host::{Limits, Plugin, PluginSpec};
 
-use crate::guest::{EFFECTS, Guest, OK};
-use crate::support::{call, host, retried, run, spec};
+use crate::guest::{EFFECTS, Guest, OK, SLEEP};
+use crate::support::{call, host, retried, run, spec, timed};
 
 /// Adds the number of its calls so far to a counter named `k`; traps at the third.
 fn counting(reuse: bool, limits: Limits) -> Arc<Plugin> {
@@ -38,15 +39,97 @@ async fn a_fresh_instance_serves_each_message_by_default() {
 }
 
 #[tokio::test]
-async fn a_reused_instance_keeps_its_memory_until_it_traps() {
+async fn a_message_that_traps_in_a_used_instance_runs_again_in_a_fresh_one() {
     let plugin = counting(true, Limits::default());
     plugin.validate().await.unwrap();
-    assert_eq!(count(&plugin).await, 1);
-    assert_eq!(count(&plugin).await, 2);
-    let trapped = run(&plugin, call()).await;
-    assert_eq!(retried(&trapped).0, Reason::PANIC);
-    assert!(trapped.effects.is_empty());
-    assert_eq!(count(&plugin).await, 1);
+    for _ in 0..3 {
+        assert_eq!(count(&plugin).await, 1);
+        assert_eq!(count(&plugin).await, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_traps_in_a_fresh_instance_too_has_failed() {
+    let works = "(if (i32.eq (global.get $calls) (i32.const 0)) (then (global.set $calls (i32.const 1)))
+        (else unreachable))";
+    let fails = "(if (i64.lt_u (i64.load (i32.add (local.get $message) (i32.const 88))) (i64.const 5000))
+        (then unreachable))";
+    let guest = Guest::handler(&format!("{fails} {works} {OK}")).fields("(global $calls (mut i32) (i32.const 0))");
+    let plugin = reused(&guest, Limits::default());
+    run(&plugin, call()).await.result.unwrap();
+    let failed = run(&plugin, timed(Duration::from_secs(2))).await;
+    assert_eq!(retried(&failed).0, Reason::PANIC);
+    assert!(failed.effects.is_empty());
+    run(&plugin, call()).await.result.unwrap();
+}
+
+fn reused(guest: &Guest, limits: Limits) -> Arc<Plugin> {
+    let spec = PluginSpec { reuse: true, limits, ..spec(SubscriptionKind::Handler) };
+    host().plugin(&guest.build(), spec).unwrap()
+}
+
+/// Runs many messages, of which none may fail, and answers the most memory that an instance had.
+async fn runs_a_thousand(plugin: &Plugin) -> u64 {
+    let mut peak = 0;
+    for number in 0..1_000 {
+        let done = run(plugin, call()).await;
+        assert_eq!(done.result, Ok(()), "message {number}");
+        peak = peak.max(done.used.memory_peak_bytes);
+    }
+    peak
+}
+
+#[tokio::test]
+async fn what_earlier_messages_leave_behind_fails_no_later_one() {
+    // A page of memory each: replaced when half is used.
+    let grow = |pages: u32| {
+        format!("(if (i32.eq (memory.grow (i32.const {pages})) (i32.const -1)) (then unreachable)) {OK}")
+    };
+    let limits = Limits { memory_bytes_max: 100 << 16, ..Limits::default() };
+    let peak = runs_a_thousand(&reused(&Guest::handler(&grow(1)), limits.clone())).await;
+    assert!((40 << 16..60 << 16).contains(&peak), "{peak}");
+    // More each than there is room for twice, which shows too late to replace the instance.
+    runs_a_thousand(&reused(&Guest::handler(&grow(60)), limits)).await;
+    // Elements of a table.
+    let grow = format!(
+        "(if (i32.eq (table.grow $t (ref.null func) (i32.const 10)) (i32.const -1)) (then unreachable)) {OK}"
+    );
+    let limits = Limits { table_elements_max: 100, ..Limits::default() };
+    runs_a_thousand(&reused(&Guest::handler(&grow).fields("(table $t 1 funcref)"), limits)).await;
+    // Handles.
+    let leak = format!("(drop (call $subscribe (i64.const 1))) {OK}");
+    let leak = Guest::handler(&leak).fields(SLEEP);
+    let leak = leak.import("wasi:clocks/monotonic-clock@0.2.0").import("wasi:io/poll@0.2.0");
+    runs_a_thousand(&reused(&leak, Limits { resources_max: 50, ..Limits::default() })).await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_needs_most_of_its_memory_is_reused_all_the_same() {
+    // 80 of 100 pages at the first message, and no more for the others.
+    let work = format!(
+        "(if (i32.eqz (global.get $calls)) (then (drop (memory.grow (i32.const 78)))))
+        (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+        (call $add (i32.const 16) (i32.const 1) (i64.extend_i32_u (global.get $calls))) {OK}"
+    );
+    let guest = Guest::handler(&work).fields(EFFECTS);
+    let guest = guest.fields(r#"(global $calls (mut i32) (i32.const 0)) (data (i32.const 16) "k")"#);
+    let plugin = reused(&guest, Limits { memory_bytes_max: 100 << 16, ..Limits::default() });
+    for wants in 1..10 {
+        assert_eq!(count(&plugin).await, wants);
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_in_a_used_instance_is_a_timeout() {
+    let work = format!(
+        "(if (i32.eq (global.get $calls) (i32.const 1)) (then (loop $again (br $again))))
+        (global.set $calls (i32.const 1)) {OK}"
+    );
+    let guest = Guest::handler(&work).fields("(global $calls (mut i32) (i32.const 0))");
+    let plugin = reused(&guest, Limits::default());
+    run(&plugin, call()).await.result.unwrap();
+    let ended = run(&plugin, timed(Duration::from_millis(200))).await;
+    assert_eq!(retried(&ended).0, Reason::TIMEOUT);
 }
 
 #[tokio::test]
