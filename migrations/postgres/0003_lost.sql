@@ -22,7 +22,8 @@ CREATE OR REPLACE VIEW laneway.owed AS
     FROM laneway.delivery d
     UNION ALL
     SELECT u.message_seq, l.subscription_id, l.lane, u.priority, l.leased_until,
-        u.attempt - uncounted.one, CASE WHEN u.attempt > uncounted.one THEN coalesce(u.first_attempt_at, l.leased_at) END,
+        u.attempt - uncounted.one,
+        CASE WHEN u.attempt > uncounted.one THEN coalesce(u.first_attempt_at, l.leased_at) ELSE u.first_attempt_at END,
         u.last_error, false, l.token, coalesce(u.lost, 0) + (l.leased_until <= now())::integer
     FROM laneway.lease l
     CROSS JOIN LATERAL unnest(l.message_seqs, l.priorities, l.attempts, l.first_attempts_at, l.last_errors, l.losts)

@@ -61,6 +61,7 @@ fn subscription(name: &str, topic: &str, timeout: Duration) -> Subscription {
         cluster_concurrency: None,
         destination: None,
         breaker: None,
+        throttle_max: laneway_core::THROTTLE_MAX_DEFAULT,
     }
 }
 

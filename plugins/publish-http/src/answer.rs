@@ -6,8 +6,14 @@ use std::time::Duration;
 use laneway_sdk::{Failure, Receipt};
 use wasip2::http::types::ErrorCode;
 
-/// Shortest pause: one of nothing, or one that is over by their clock, would be no pause at all.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+use crate::request::Credentials;
+use crate::retry_after::RetryAfter;
+
+/// Code of a failure that speaks of who may send rather than of the message. The host pauses the subscription when all
+/// that it tries comes to that.
+const FORBIDDEN: &str = "forbidden";
+/// Pause after a request that the host had no room for.
+const LIMIT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest reference that is kept, in bytes.
 const REFERENCE_BYTES_MAX: usize = 1024;
 
@@ -22,24 +28,49 @@ pub struct Answer {
     pub body: String,
 }
 
-/// The outcome of a message whose request was answered.
-pub fn of_answer(answer: Answer, origin: &impl Display) -> Result<Receipt, Failure> {
+impl Answer {
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+/// The outcome of a message whose request was answered. The table in docs/publish-http.md says the same.
+pub fn of_answer(answer: Answer, credentials: Credentials, origin: &impl Display) -> Result<Receipt, Failure> {
     let status = answer.status;
     let code = format!("http_{status}");
-    let text = text(&answer, origin);
+    let mut text = text(&answer, origin);
+    let retry_after = RetryAfter::of(answer.retry_after.as_deref(), answer.date.as_deref());
+    if let (RetryAfter::Unreadable, Some(wanted)) = (retry_after, &answer.retry_after) {
+        text.push_str(&format!(" (its Retry-After cannot be read: {})", shown(wanted)));
+    }
     Err(match status {
         200..=299 => {
             let reference = answer.location.filter(|reference| reference.len() <= REFERENCE_BYTES_MAX);
             return Ok(Receipt { reference });
         }
         300..=399 => Failure::reject("http_redirect", text),
-        429 | 503 if answer.retry_after.is_some() => Failure::throttled(pause(&answer), text),
-        408 | 425 | 429 => Failure::retry(&code, text),
+        // Those that every message would get: the messages are kept until the credentials are right again.
+        401 if credentials == Credentials::Ours => Failure::misconfigured(&code, text),
+        407 | 426 => Failure::misconfigured(&code, text),
+        // One message may be forbidden, or all may be. An account that is not paid for is the same.
+        401 | 402 | 403 => Failure::retry(FORBIDDEN, text),
+        429 | 503 => match retry_after {
+            RetryAfter::Pause(pause) => Failure::throttled(pause, text),
+            RetryAfter::Absent | RetryAfter::Unreadable => Failure::retry(&code, text),
+        },
+        408 | 421 | 423 | 425 => Failure::retry(&code, text),
+        // Too large for now only.
+        413 if matches!(retry_after, RetryAfter::Pause(_)) => Failure::retry(&code, text),
         // The gateway's word: the service behind it may have taken the message.
-        502 | 504 => Failure::unknown_outcome(&code, text),
+        502 | 504 | 520 | 522 | 524 => Failure::unknown_outcome(&code, text),
         400..=499 => Failure::reject(&code, text),
         _ => Failure::retry(&code, text),
     })
+}
+
+/// The beginning of what a header says.
+fn shown(text: &str) -> String {
+    format!("`{}`", text.chars().take(40).collect::<String>())
 }
 
 fn text(answer: &Answer, origin: &impl Display) -> String {
@@ -55,30 +86,26 @@ fn text(answer: &Answer, origin: &impl Display) -> String {
     text
 }
 
-/// How long the destination wants a pause. A date is compared with the response's own, because here is no clock
-/// that could be compared with theirs. `None` if it cannot be told.
-fn pause(answer: &Answer) -> Option<Duration> {
-    let wanted = answer.retry_after.as_deref()?.trim();
-    if let Ok(seconds) = wanted.parse() {
-        return Some(Duration::from_secs(seconds).max(PAUSE_MIN));
-    }
-    let until = httpdate::parse_http_date(wanted).ok()?;
-    let now = httpdate::parse_http_date(answer.date.as_deref()?.trim()).ok()?;
-    Some(until.duration_since(now).unwrap_or_default().max(PAUSE_MIN))
-}
-
 /// The outcome of a message whose request failed: did it reach the destination?
+///
+/// A destination that cannot be reached is none of the message's fault, and none of its attempts: the host waits until
+/// it is back.
 pub fn of_error(error: &ErrorCode, origin: &impl Display) -> Failure {
     use ErrorCode as E;
     let failed = |what: &str| format!("request to {origin}: {what}");
     let detailed = || failed(&format!("{error:?}"));
     match error {
-        E::DnsTimeout | E::DnsError(_) | E::DestinationNotFound => Failure::retry("dns", detailed()),
-        E::ConnectionRefused => Failure::retry("connect_refused", failed("connection refused")),
-        E::ConnectionTimeout => Failure::retry("connect_timeout", failed("no connection in time")),
-        E::DestinationUnavailable | E::DestinationIpUnroutable => Failure::retry("connect", detailed()),
-        E::ConnectionLimitReached => Failure::retry("connection_limit", failed("too many connections")),
-        E::TlsProtocolError | E::TlsCertificateError | E::TlsAlertReceived(_) => Failure::retry("tls", detailed()),
+        E::DnsTimeout | E::DnsError(_) | E::DestinationNotFound => {
+            unreachable(failed(&format!("its name was not resolved: {error:?}")))
+        }
+        E::ConnectionRefused => unreachable(failed("connection refused")),
+        E::ConnectionTimeout => unreachable(failed("no connection in time")),
+        E::DestinationUnavailable | E::DestinationIpUnroutable => unreachable(detailed()),
+        E::TlsCertificateError => unreachable(detailed()),
+        // They may come after the request too.
+        E::TlsProtocolError | E::TlsAlertReceived(_) => Failure::retry("tls", detailed()),
+        // The host's own limit.
+        E::ConnectionLimitReached => Failure::throttled(Some(LIMIT_PAUSE), failed("too many requests under way")),
         E::LoopDetected => Failure::retry("loop_detected", detailed()),
 
         E::HttpRequestDenied => {
@@ -119,9 +146,14 @@ pub fn of_error(error: &ErrorCode, origin: &impl Display) -> Failure {
     }
 }
 
+/// Nothing was sent. For how long to wait, the host knows best: longer each time.
+fn unreachable(text: String) -> Failure {
+    Failure::throttled(None, text)
+}
+
 #[cfg(test)]
 mod tests {
-    use laneway_sdk::{Detail, Throttle};
+    use laneway_sdk::Detail;
 
     use super::*;
 
@@ -144,10 +176,13 @@ mod tests {
     #[test]
     fn success_is_a_receipt_with_the_location() {
         for status in [200, 201, 202, 204, 299] {
-            assert_eq!(of_answer(answer(status), &ORIGIN), Ok(Receipt { reference: None }));
+            assert_eq!(of_answer(answer(status), Credentials::Ours, &ORIGIN), Ok(Receipt { reference: None }));
         }
         let created = Answer { location: Some("/orders/7".to_owned()), ..answer(201) };
-        assert_eq!(of_answer(created, &ORIGIN), Ok(Receipt { reference: Some("/orders/7".to_owned()) }));
+        assert_eq!(
+            of_answer(created, Credentials::Ours, &ORIGIN),
+            Ok(Receipt { reference: Some("/orders/7".to_owned()) })
+        );
     }
 
     #[test]
@@ -156,70 +191,91 @@ mod tests {
             (301, ("reject", "http_redirect")),
             (304, ("reject", "http_redirect")),
             (400, ("reject", "http_400")),
-            (401, ("reject", "http_401")),
-            (403, ("reject", "http_403")),
+            (401, ("misconfigured", "http_401")),
+            (402, ("retry", "forbidden")),
+            (403, ("retry", "forbidden")),
             (404, ("reject", "http_404")),
+            (407, ("misconfigured", "http_407")),
             (408, ("retry", "http_408")),
+            (409, ("reject", "http_409")),
+            (410, ("reject", "http_410")),
             (413, ("reject", "http_413")),
+            (421, ("retry", "http_421")),
             (422, ("reject", "http_422")),
+            (423, ("retry", "http_423")),
             (425, ("retry", "http_425")),
+            (426, ("misconfigured", "http_426")),
             (429, ("retry", "http_429")),
+            (431, ("reject", "http_431")),
+            (451, ("reject", "http_451")),
             (500, ("retry", "http_500")),
             (502, ("unknown", "http_502")),
             (503, ("retry", "http_503")),
             (504, ("unknown", "http_504")),
+            (520, ("unknown", "http_520")),
+            (521, ("retry", "http_521")),
             (599, ("retry", "http_599")),
         ] {
-            let failure = of_answer(answer(status), &ORIGIN).unwrap_err();
+            let failure = of_answer(answer(status), Credentials::Ours, &ORIGIN).unwrap_err();
             assert_eq!(kind(&failure), wanted, "{status}");
         }
     }
 
+    fn asking(status: u16, retry_after: &str) -> Failure {
+        let answer = Answer { retry_after: Some(retry_after.to_owned()), ..answer(status) };
+        of_answer(answer, Credentials::Ours, &ORIGIN).unwrap_err()
+    }
+
     #[test]
-    fn retry_after_is_a_pause_in_seconds_or_until_a_date_of_the_senders_clock() {
-        let pause = |status, retry_after: &str, date: Option<&str>| {
-            let answer = Answer {
-                retry_after: Some(retry_after.to_owned()),
-                date: date.map(str::to_owned),
-                ..answer(status)
+    fn who_says_when_to_come_again_is_left_alone_until_then() {
+        for status in [429, 503] {
+            let wanted = |text, after_ms| match asking(status, text) {
+                Failure::Throttled(throttle) => assert_eq!(throttle.after_ms, after_ms, "{status} {text}"),
+                other => panic!("{status} {text}: {other:?}"),
             };
-            match of_answer(answer, &ORIGIN) {
-                Err(Failure::Throttled(Throttle { after_ms, .. })) => after_ms,
-                other => panic!("{other:?}"),
-            }
-        };
-        let now = Some("Wed, 21 Oct 2015 07:28:00 GMT");
-        assert_eq!(pause(429, "120", None), Some(120_000));
-        assert_eq!(pause(503, " 0 ", None), Some(1000));
-        assert_eq!(pause(503, "Wed, 21 Oct 2015 07:28:30 GMT", now), Some(30_000));
-        assert_eq!(pause(429, "Wednesday, 21-Oct-15 07:29:00 GMT", now), Some(60_000));
-        assert_eq!(pause(429, "Wed, 21 Oct 2015 07:00:00 GMT", now), Some(1000));
-        assert_eq!(pause(429, "Wed, 21 Oct 2015 07:28:30 GMT", None), None);
-        assert_eq!(pause(429, "soon", now), None);
-        assert_eq!(pause(429, "18446744073709551615", None), Some(u64::MAX));
+            wanted("120", Some(120_000));
+            wanted("4.5", Some(5000));
+            wanted("0", None);
+        }
+        assert_eq!(kind(&asking(413, "9")), ("retry", "http_413"));
+    }
+
+    #[test]
+    fn a_retry_after_that_cannot_be_read_leaves_it_to_the_retry_policy() {
+        for text in ["soon", "+0000", "Wed, 21 Oct 2015 07:28:30 GMT"] {
+            let failure = asking(429, text);
+            assert_eq!(kind(&failure), ("retry", "http_429"), "{text}");
+            assert!(matches!(&failure, Failure::Retry(detail) if detail.message.contains(text)), "{failure:?}");
+        }
     }
 
     #[test]
     fn retry_after_means_nothing_with_other_answers() {
-        let answer = Answer { retry_after: Some("9".to_owned()), ..answer(500) };
-        assert_eq!(kind(&of_answer(answer, &ORIGIN).unwrap_err()), ("retry", "http_500"));
+        assert_eq!(kind(&asking(500, "9")), ("retry", "http_500"));
+    }
+
+    #[test]
+    fn credentials_that_a_message_brings_are_its_own_matter() {
+        let failure = of_answer(answer(401), Credentials::OfMessage, &ORIGIN).unwrap_err();
+        assert_eq!(kind(&failure), ("retry", "forbidden"));
     }
 
     #[test]
     fn the_error_shows_the_body() {
         let answer = Answer { body: " no such order\n".to_owned(), ..answer(404) };
         let wanted = Failure::reject("http_404", "https://example.com answered 404: no such order");
-        assert_eq!(of_answer(answer, &ORIGIN), Err(wanted));
+        assert_eq!(of_answer(answer, Credentials::Ours, &ORIGIN), Err(wanted));
     }
 
     #[test]
-    fn what_was_never_sent_is_tried_again_and_what_may_have_been_is_unknown() {
+    fn what_was_never_sent_counts_as_no_attempt_and_what_may_have_been_is_unknown() {
         for (error, wanted) in [
-            (ErrorCode::DnsTimeout, ("retry", "dns")),
-            (ErrorCode::ConnectionRefused, ("retry", "connect_refused")),
-            (ErrorCode::ConnectionTimeout, ("retry", "connect_timeout")),
-            (ErrorCode::DestinationUnavailable, ("retry", "connect")),
-            (ErrorCode::TlsCertificateError, ("retry", "tls")),
+            (ErrorCode::DnsTimeout, ("throttled", "")),
+            (ErrorCode::ConnectionRefused, ("throttled", "")),
+            (ErrorCode::ConnectionTimeout, ("throttled", "")),
+            (ErrorCode::DestinationUnavailable, ("throttled", "")),
+            (ErrorCode::TlsCertificateError, ("throttled", "")),
+            (ErrorCode::ConnectionLimitReached, ("throttled", "")),
             (ErrorCode::HttpRequestDenied, ("misconfigured", "not_granted")),
             (ErrorCode::DestinationIpProhibited, ("misconfigured", "not_granted")),
             (ErrorCode::HttpRequestBodySize(Some(1)), ("reject", "request_refused")),

@@ -10,16 +10,17 @@ use wasip2::http::types::{
     ErrorCode, Fields, FutureIncomingResponse, IncomingResponse, OutgoingBody, OutgoingRequest, RequestOptions,
     Scheme,
 };
+use wasip2::io::poll::poll;
 use wasip2::io::streams::{OutputStream, StreamError};
 
 use crate::answer::{Answer, of_answer, of_error};
-use crate::request::headers;
+use crate::request::{credentials, headers};
 use crate::settings::{Method, Settings, Target};
 
 /// Most bytes of a body that are read, for the error's text.
 const ERROR_BODY_BYTES_MAX: usize = 300;
-/// Longest wait for them.
-const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for all of them together: what the status says must not be lost to a body that trickles in.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time since it was started.
 pub struct Stopwatch(u64);
@@ -41,21 +42,22 @@ impl fmt::Display for Target {
     }
 }
 
-/// Forwards a message, and waits for the head of the response for as long as given.
-pub fn send(settings: &Settings, item: &Item, timeout: Duration) -> Result<Receipt, Failure> {
+/// Forwards a message, for as long as given: the head of the response is waited for no longer than the settings say.
+pub fn send(settings: &Settings, item: &Item, time: Duration) -> Result<Receipt, Failure> {
     let target = &settings.target;
-    match exchange(settings, item, timeout)? {
-        Ok(answer) => of_answer(answer, target),
+    match exchange(settings, item, time)? {
+        Ok(answer) => of_answer(answer, credentials(item, &settings.headers), target),
         Err(error) => Err(of_error(&error, target)),
     }
 }
 
-fn exchange(settings: &Settings, item: &Item, timeout: Duration) -> Result<Result<Answer, ErrorCode>, Failure> {
+fn exchange(settings: &Settings, item: &Item, time: Duration) -> Result<Result<Answer, ErrorCode>, Failure> {
+    let watch = Stopwatch::start();
     let request = request(settings, item)?;
     let options = RequestOptions::new();
     // A host that cannot bound these bounds the attempt.
-    let _ = options.set_first_byte_timeout(Some(nanos(timeout)));
-    let _ = options.set_between_bytes_timeout(Some(nanos(timeout.min(ERROR_BODY_TIMEOUT))));
+    let _ = options.set_first_byte_timeout(Some(nanos(time.min(settings.timeout))));
+    let _ = options.set_between_bytes_timeout(Some(nanos(ERROR_BODY_TIMEOUT)));
     let Ok(body) = request.body() else { return Ok(Err(ErrorCode::InternalError(None))) };
     let response = match outgoing_handler::handle(request, Some(options)) {
         Ok(response) => response,
@@ -64,7 +66,7 @@ fn exchange(settings: &Settings, item: &Item, timeout: Duration) -> Result<Resul
     let written = write(body, &item.message.body);
     // The response first: who closes the connection early may have said why.
     Ok(match wait(&response) {
-        Ok(response) => Ok(read(&response)),
+        Ok(response) => Ok(read(&response, time.saturating_sub(watch.elapsed()).min(ERROR_BODY_TIMEOUT))),
         Err(error) => Err(written.err().flatten().unwrap_or(error)),
     })
 }
@@ -72,9 +74,14 @@ fn exchange(settings: &Settings, item: &Item, timeout: Duration) -> Result<Resul
 fn request(settings: &Settings, item: &Item) -> Result<OutgoingRequest, Failure> {
     let fields = Fields::new();
     for (name, value) in headers(item, &settings.headers)? {
-        fields
-            .append(&name, value.as_bytes())
-            .map_err(|error| Failure::misconfigured("bad_header", format_args!("header `{name}`: {error:?}")))?;
+        fields.append(&name, value.as_bytes()).map_err(|error| {
+            let text = format!("header `{name}`: {error:?}");
+            // One of the message's own must not stop the others.
+            match settings.headers.iter().any(|(other, _)| *other == name) {
+                true => Failure::misconfigured("bad_header", text),
+                false => Failure::reject("bad_header", text),
+            }
+        })?;
     }
     let request = OutgoingRequest::new(fields);
     let target = &settings.target;
@@ -135,26 +142,41 @@ fn wait(response: &FutureIncomingResponse) -> Result<IncomingResponse, ErrorCode
     }
 }
 
-fn read(response: &IncomingResponse) -> Answer {
-    let status = response.status();
+/// What a response says. The body of a success is not read.
+fn read(response: &IncomingResponse, time: Duration) -> Answer {
     let headers = response.headers();
-    let header = |name: &str| headers.get(name).into_iter().next().and_then(|value| String::from_utf8(value).ok());
-    Answer {
-        status,
+    let header =
+        |name: &str| headers.get(name).into_iter().next().map(|value| String::from_utf8_lossy(&value).into_owned());
+    let mut answer = Answer {
+        status: response.status(),
         location: header("location"),
         retry_after: header("retry-after"),
         date: header("date"),
-        body: if (200..300).contains(&status) { String::new() } else { beginning(response) },
+        body: String::new(),
+    };
+    if !answer.is_success() {
+        answer.body = beginning(response, time);
     }
+    answer
 }
 
-/// Beginning of a response's body, as far as it comes.
-fn beginning(response: &IncomingResponse) -> String {
+/// Beginning of a response's body, as far as it comes in time. What goes wrong with it changes nothing about what the
+/// status says.
+fn beginning(response: &IncomingResponse, time: Duration) -> String {
+    let watch = Stopwatch::start();
     let Ok(body) = response.consume() else { return String::new() };
     let Ok(stream) = body.stream() else { return String::new() };
     let mut bytes = Vec::new();
     while bytes.len() < ERROR_BODY_BYTES_MAX {
-        match stream.blocking_read((ERROR_BODY_BYTES_MAX - bytes.len()) as u64) {
+        match stream.read((ERROR_BODY_BYTES_MAX - bytes.len()) as u64) {
+            Ok(more) if more.is_empty() => {
+                let left = time.saturating_sub(watch.elapsed());
+                if left.is_zero() {
+                    break;
+                }
+                let over = monotonic_clock::subscribe_duration(nanos(left));
+                poll(&[&stream.subscribe(), &over]);
+            }
             Ok(more) => bytes.extend_from_slice(&more),
             Err(_) => break,
         }

@@ -15,11 +15,14 @@
 //! the message has them, where `%` and what is not visible ASCII is percent-encoded. The message's own headers are
 //! sent as they are, but for those that HTTP itself or the above speak for, and those that no HTTP header can be. A
 //! header of the configuration replaces one of the same name. A message with more than 64 KiB of headers is rejected
-//! (`headers_too_large`). What the answer means for the message is told in `answer.rs`.
+//! (`headers_too_large`). The status decides what becomes of a message (`answer.rs`; docs/publish-http.md
+//! has the table). Of a response that is no success, the beginning of the body is kept for the error's text: what comes
+//! within a second.
 
 mod answer;
 mod exchange;
 mod request;
+mod retry_after;
 mod settings;
 
 use std::time::Duration;
@@ -44,7 +47,7 @@ fn publish(batch: &[Item]) -> Result<Vec<Result<Receipt, Failure>>, Failure> {
         .iter()
         .map(|item| {
             let left = begin(time.saturating_sub(watch.elapsed()))?;
-            exchange::send(&settings, item, left.min(settings.timeout))
+            exchange::send(&settings, item, left)
         })
         .collect())
 }

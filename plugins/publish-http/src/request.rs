@@ -21,6 +21,8 @@ const RESERVED: [&str; 16] = [
     "upgrade",
     "via",
 ];
+/// Headers of a message that say who sends it.
+const CREDENTIALS: [&str; 2] = ["authorization", "cookie"];
 const PREFIX: &str = "laneway-";
 /// Most bytes of all headers of a request, as [`size`] counts them. The host ends a guest that makes twice as many.
 const HEADERS_BYTES_MAX: usize = 64 << 10;
@@ -64,6 +66,24 @@ pub fn headers(item: &Item, configured: &[(String, String)]) -> Result<Vec<(Stri
             Err(Failure::reject("headers_too_large", text))
         }
     }
+}
+
+/// Whose word a request gives for who sends it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credentials {
+    /// That of the configuration, or nobody's: the same for all messages.
+    Ours,
+    /// The message's own.
+    OfMessage,
+}
+
+/// Whose credentials a message's request has.
+pub fn credentials(item: &Item, configured: &[(String, String)]) -> Credentials {
+    let is_own = item.message.headers.iter().any(|header| {
+        CREDENTIALS.iter().any(|name| header.name.eq_ignore_ascii_case(name))
+            && !configured.iter().any(|(name, _)| name.eq_ignore_ascii_case(&header.name))
+    });
+    if is_own { Credentials::OfMessage } else { Credentials::Ours }
 }
 
 /// What headers take, in bytes.
@@ -173,6 +193,14 @@ mod tests {
         let sent = headers(&item(&[("authorization", "theirs")]), &configured).unwrap();
         assert_eq!(value(&sent, "authorization"), ["ours"]);
         assert_eq!(value(&sent, "content-type"), ["application/json"]);
+    }
+
+    #[test]
+    fn a_message_may_bring_credentials_of_its_own() {
+        let ours = [("authorization".to_owned(), "ours".to_owned())];
+        assert_eq!(credentials(&item(&[("x", "y")]), &[]), Credentials::Ours);
+        assert_eq!(credentials(&item(&[("Authorization", "theirs")]), &[]), Credentials::OfMessage);
+        assert_eq!(credentials(&item(&[("Authorization", "theirs")]), &ours), Credentials::Ours, "it is replaced");
     }
 
     #[test]

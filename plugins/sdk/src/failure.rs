@@ -34,13 +34,15 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Took no effect: back off and try again.
+    /// Took no effect: back off and try again. The code `forbidden` says that the destination does not let this in: where
+    /// that is so of many different messages in a row, the subscription pauses and no attempt counts.
     #[must_use]
     pub fn retry(code: &str, message: impl Display) -> Self {
         Self::Retry(detail(code, message))
     }
 
-    /// The destination asks for a pause: of this length, if it said so. The attempt does not count.
+    /// The destination asks for a pause, or cannot be reached, and nothing took effect. The pause is of this length, if it
+    /// said so; else longer each time, until a message is taken. The attempt does not count.
     #[must_use]
     pub fn throttled(after: Option<Duration>, message: impl Display) -> Self {
         let after_ms = after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));

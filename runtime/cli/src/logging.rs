@@ -19,7 +19,10 @@ pub enum LogFormat {
 /// Starts logging.
 pub fn start(shared: &Shared) -> Result<()> {
     let filter = EnvFilter::try_new(&shared.log).with_context(|| format!("--log `{}`", shared.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It would tell of a line that cannot be written by one more to the same place, and that ends the thread: a node whose
+    // terminal was closed is to drain.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match shared.log_format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => {

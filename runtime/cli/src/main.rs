@@ -7,6 +7,7 @@ mod exit;
 mod loader;
 mod logging;
 mod output;
+mod signals;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

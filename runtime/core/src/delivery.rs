@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{DeliveryId, Lane, LeaseToken, Message, SubscriptionId};
+use crate::{DeliveryId, ErrorText, Lane, LeaseToken, Message, SubscriptionId};
 
 /// What to claim.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +43,8 @@ pub struct Delivery {
     pub since_first_attempt: Duration,
     /// A marker says that its effects are committed: settle it without running it.
     pub processed: bool,
+    /// Why it cannot be run, if a row of it breaks the rules of the schema: give it up. What cannot be read is left empty.
+    pub unreadable: Option<ErrorText>,
 }
 
 /// Deliveries of one subscription under one lease, in the order in which they are to be processed.

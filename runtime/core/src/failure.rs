@@ -83,8 +83,14 @@ impl Reason {
     pub const LEASE_EXPIRED: Self = Self::host("lease_expired");
     /// The attempt was ended because the node is shutting down.
     pub const INTERRUPTED: Self = Self::host("interrupted");
-    /// A version on trial was asked to wait by what it writes to.
+    /// What it writes to could not be reached, or asked for pauses, for longer than the retry policy's patience. Or a
+    /// version on trial was asked to wait.
     pub const THROTTLED: Self = Self::host("throttled");
+    /// A row of the message or of its delivery breaks the rules of the schema, as one written with checks switched off.
+    pub const UNREADABLE: Self = Self::host("unreadable");
+    /// A guest's own code, that of a [`Failure::Retry`] that may speak of all messages rather than of one: the destination
+    /// does not let this in. Where all that is tried comes to that, the subscription pauses and nothing is counted.
+    pub const FORBIDDEN: Self = Self::host("guest:forbidden");
 
     const fn host(code: &'static str) -> Self {
         Self(std::borrow::Cow::Borrowed(code))
@@ -130,9 +136,9 @@ pub enum Failure {
         /// In words.
         error: ErrorText,
     },
-    /// The destination asks for a pause; the attempt does not count.
+    /// The destination asks for a pause, or cannot be reached; the attempt does not count.
     Throttled {
-        /// How long to wait, if it said.
+        /// How long to wait, if it said. Else it is longer each time, until something succeeds.
         after: Option<Duration>,
         /// In words.
         error: ErrorText,

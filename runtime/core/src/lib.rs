@@ -49,7 +49,9 @@ pub use schedule::{
 pub use settle::{KeyChange, SettleReport, Settlement, StateChanges, StateConflict, Verdict, state_changes};
 pub use store::{Store, StoreError};
 pub use topic::{InvalidPattern, InvalidTopic, Segment, Topic, TopicPattern};
-pub use topology::{AppliedTopology, BreakerPolicy, Ordering, Subscription, SubscriptionKind, Topology};
+pub use topology::{
+    AppliedTopology, BreakerPolicy, Ordering, Subscription, SubscriptionKind, THROTTLE_MAX_DEFAULT, Topology,
+};
 pub use view::{
     COUNTED_MAX, DeadLetterFilter, DeadLetterView, DeliveryView, LaneStatus, MarkerView, MessageFilter,
     MessageStatus, MessageView, NodeStatus, Status, SubscriptionStatus,

@@ -43,13 +43,17 @@ impl Default for RetryPolicy {
             schedule: RetrySchedule::Exponential,
             base: Duration::from_secs(1),
             factor: 2.0,
-            cap: Duration::from_secs(15 * 60),
+            cap: Duration::from_secs(60 * 60),
             jitter: 0.2,
-            max_attempts: 10,
+            max_attempts: 80,
             max_elapsed: None,
         }
     }
 }
+
+/// For how long a message waits for a destination that cannot be reached, or that keeps asking for a pause, if
+/// `max_elapsed` does not say.
+const PATIENCE_MIN: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A retry policy that cannot be followed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -118,6 +122,13 @@ impl RetryPolicy {
             Some(max) if elapsed + delay > max => RetryDecision::TimeExhausted,
             _ => RetryDecision::After(delay),
         }
+    }
+
+    /// Longest time from the first attempt to one that does not count: such attempts are as many as it takes. It is
+    /// `max_elapsed`; without that the time that the retries would take, and a week at least.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.max_elapsed.unwrap_or_else(|| self.horizon().max(PATIENCE_MIN))
     }
 
     /// Longest time from the first attempt to the start of the last retry, not counting the attempts themselves.
@@ -227,6 +238,28 @@ mod tests {
         assert_eq!(seconds(&steady), f64::from(u32::MAX - 1));
         let bounded = RetryPolicy { max_elapsed: Some(Duration::from_secs(5)), ..four(RetrySchedule::Exponential) };
         assert_eq!(seconds(&bounded), 5.0);
+    }
+
+    #[test]
+    fn the_default_goes_on_from_friday_evening_to_monday_morning() {
+        let policy = RetryPolicy::default();
+        let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
+        for random in [0.0, 0.5, 1.0] {
+            let sum: Duration = (1..policy.attempts_max()).map(|attempt| policy.delay(attempt, random)).sum();
+            assert!((hours(66)..hours(70)).contains(&sum), "{sum:?} with {random}");
+        }
+    }
+
+    #[test]
+    fn what_counts_as_no_attempt_is_put_up_with_for_a_week_or_as_long_as_is_said() {
+        let week = Duration::from_secs(7 * 86_400);
+        assert_eq!(RetryPolicy::default().patience(), week);
+        assert_eq!(policy(RetrySchedule::None).patience(), week);
+        let said = RetryPolicy { max_elapsed: Some(Duration::from_secs(5)), ..policy(RetrySchedule::None) };
+        assert_eq!(said.patience(), Duration::from_secs(5));
+        let long =
+            RetryPolicy { max_attempts: 1000, base: Duration::from_secs(3600), ..policy(RetrySchedule::Constant) };
+        assert_eq!(long.patience(), Duration::from_secs(999 * 3600));
     }
 
     #[test]

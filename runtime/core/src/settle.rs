@@ -26,7 +26,8 @@ pub enum Verdict {
         delay: Duration,
         /// Whether the attempt counts; if not, the count goes back by one.
         counted: bool,
-        /// Why, kept with the delivery.
+        /// Why, kept with the delivery. An attempt that does not count and does not say why was not run, and leaves no trace;
+        /// one that says why starts the clock of [`crate::Delivery::since_first_attempt`], if none did before.
         error: Option<ErrorText>,
     },
     /// Moved to the dead letters.

@@ -78,6 +78,17 @@ pub struct Subscription {
     pub destination: Option<Name>,
     /// When claiming pauses because attempts fail.
     pub breaker: Option<BreakerPolicy>,
+    /// Longest pause that a destination can ask for. Absent from the text of a topology where it is the default, so that
+    /// the text is that of builds which do not know it.
+    #[serde(skip_serializing_if = "is_throttle_max_default")]
+    pub throttle_max: Duration,
+}
+
+/// Longest pause that a destination can ask for, unless the subscription says otherwise.
+pub const THROTTLE_MAX_DEFAULT: Duration = Duration::from_secs(60 * 60);
+
+fn is_throttle_max_default(throttle_max: &Duration) -> bool {
+    *throttle_max == THROTTLE_MAX_DEFAULT
 }
 
 /// When claiming pauses because attempts fail.

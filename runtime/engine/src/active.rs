@@ -12,6 +12,7 @@ use crate::lanes::Lanes;
 use crate::overlay::Overlay;
 use crate::pace::Pace;
 use crate::rate::Rate;
+use crate::refusals::Refusals;
 use crate::versions::Versions;
 
 pub(crate) struct Active {
@@ -27,6 +28,8 @@ pub(crate) struct Active {
     pub pause: Pause,
     /// Told when something is due, by the node's look for all of its subscriptions.
     pub due: Notify,
+    /// What its messages were refused for.
+    pub refusals: Refusals,
     /// Told when a delivery was put back for a time that the relay does not know of.
     pub rescheduled: Notify,
 }
@@ -39,6 +42,7 @@ impl Active {
             rate: Rate::new(binding.subscription.rate_limit, Instant::now()),
             destination,
             pause: Pause::default(),
+            refusals: Refusals::default(),
             subscription: binding.subscription,
             id: binding.id,
             versions: match binding.runs {
@@ -54,6 +58,12 @@ impl Active {
     /// Time left of a pause, of the subscription's own or of its destination's.
     pub fn paused_for(&self) -> Option<Duration> {
         self.pause.left().max(self.destination.pause.left())
+    }
+
+    /// A message was taken, or refused for what it is itself.
+    pub fn answered(&self) {
+        self.destination.answered();
+        self.refusals.answered();
     }
 
     /// Messages that one call of the plugin gets at most.

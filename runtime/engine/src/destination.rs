@@ -2,12 +2,17 @@
 //! that name the same one share its pauses and its circuit breaker; every other has one of its own.
 //!
 //! After failures in a row the breaker opens: nothing is claimed for a while, then one message to try, until one
-//! succeeds.
+//! succeeds. A destination that asks for pauses without saying how long, or that cannot be reached, is left alone for
+//! longer each time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use laneway_core::BreakerPolicy;
+
+/// First and longest pause of a destination that does not say how long it wants to be left alone.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// A time until which nothing is claimed.
 #[derive(Default)]
@@ -44,15 +49,56 @@ enum State {
     },
 }
 
+/// The newest pause whose length nobody has said.
+#[derive(Default)]
+struct Backoff {
+    length: Duration,
+    until: Option<Instant>,
+}
+
 pub(crate) struct Destination {
     pub pause: Pause,
     policy: Option<BreakerPolicy>,
     state: Mutex<State>,
+    backoff: Mutex<Backoff>,
+    /// Whether there was such a pause since it last answered.
+    is_backing_off: AtomicBool,
 }
 
 impl Destination {
     pub fn new(policy: Option<BreakerPolicy>) -> Self {
-        Self { pause: Pause::default(), policy, state: Mutex::new(State::Closed(0)) }
+        Self {
+            pause: Pause::default(),
+            policy,
+            state: Mutex::new(State::Closed(0)),
+            backoff: Mutex::default(),
+            is_backing_off: AtomicBool::new(false),
+        }
+    }
+
+    /// It asks for a pause without saying how long, or cannot be reached. Answers for how long to claim nothing: twice as
+    /// long as the last time, and not longer than the breaker's pause, if it has one.
+    pub fn back_off(&self, now: Instant) -> Duration {
+        let mut backoff = self.backoff.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_backing_off.store(true, Ordering::Relaxed);
+        match backoff.until {
+            // Of the attempts that were under way when the pause began.
+            Some(until) if now < until => until - now,
+            _ => {
+                let longest = self.policy.map_or(BACKOFF.1, |policy| policy.pause.min(BACKOFF.1));
+                let length = (backoff.length * 2).max(BACKOFF.0).min(longest);
+                *backoff = Backoff { length, until: Some(now + length) };
+                length
+            }
+        }
+    }
+
+    /// It took a message, or refused one as such: it can be reached.
+    pub fn answered(&self) {
+        // Looked at first: nearly always there is nothing to do.
+        if self.is_backing_off.load(Ordering::Relaxed) && self.is_backing_off.swap(false, Ordering::Relaxed) {
+            *self.backoff.lock().unwrap_or_else(PoisonError::into_inner) = Backoff::default();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,6 +189,24 @@ mod tests {
         assert!(breaker.begin_try(start + PAUSE * 3), "nothing was heard of the one before");
         breaker.failed(start + PAUSE * 3);
         assert!(breaker.begin_try(start + PAUSE * 4), "that one failed");
+    }
+
+    #[test]
+    fn who_does_not_say_how_long_is_left_alone_for_longer_each_time() {
+        let destination = Destination::new(None);
+        let mut now = Instant::now();
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let pause = Duration::from_secs(seconds);
+            assert_eq!(destination.back_off(now), pause);
+            assert_eq!(destination.back_off(now + pause / 2), pause / 2, "it was under way");
+            now += pause;
+        }
+        destination.answered();
+        assert_eq!(destination.back_off(now), Duration::from_secs(1));
+        let quick = Destination::new(Some(BreakerPolicy { failures: 3, pause: Duration::from_millis(1500) }));
+        let now = Instant::now();
+        assert_eq!(quick.back_off(now), Duration::from_secs(1));
+        assert_eq!(quick.back_off(now + Duration::from_secs(1)), Duration::from_millis(1500));
     }
 
     #[test]

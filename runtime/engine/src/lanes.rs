@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use laneway_core::{Delivery, DeliveryId, Lane, LeaseToken, Message};
+use laneway_core::{Delivery, DeliveryId, ErrorText, Lane, LeaseToken, Message};
 use tokio::sync::Notify;
 
 /// A delivery in hand.
@@ -20,6 +20,8 @@ pub(crate) struct Item {
     /// The database knows that it begins; asked only of what leases were lost on.
     pub noted: bool,
     pub processed: bool,
+    /// Why it cannot be run at all, if so.
+    pub unreadable: Option<ErrorText>,
     /// It was run before, in this attempt: state changed under it.
     pub began: bool,
     claimed_at: Instant,
@@ -37,6 +39,7 @@ impl Item {
             lost: delivery.lost,
             noted: false,
             processed: delivery.processed,
+            unreadable: delivery.unreadable,
             began: false,
             claimed_at,
             since_first_attempt: delivery.since_first_attempt,
@@ -247,6 +250,7 @@ mod tests {
             lost: 0,
             since_first_attempt: Duration::ZERO,
             processed: false,
+            unreadable: None,
         };
         (0..count).map(|id| Item::new(delivery(id), LeaseToken(1), Instant::now())).collect()
     }

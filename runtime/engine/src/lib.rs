@@ -22,6 +22,7 @@ mod overlay;
 mod pace;
 mod poll;
 mod rate;
+mod refusals;
 mod relay;
 mod scheduler;
 mod settler;

@@ -159,6 +159,14 @@ fn ended_unstarted(work: &Arc<Active>, settler: &Settler, item: &Item) -> bool {
         debug!(message = %item.message.id, subscription = %work.subscription.name, "processed before");
         Stats::add(&settler.stats.duplicates, 1);
         Verdict::Complete { mark: false }
+    } else if let Some(error) = item.unreadable.clone() {
+        error!(
+            message = %item.message.id,
+            subscription = %work.subscription.name,
+            %error,
+            "a row of the outbox breaks its rules; the delivery is given up"
+        );
+        Verdict::DeadLetter { reason: Reason::UNREADABLE, error, plugin: None }
     } else if let Some(pause) = work.paused_for() {
         // Claimed before the pause. One that ran and met changed state is not counted either: it has not failed, and with
         // one attempt allowed it would be dead for it.
@@ -229,20 +237,23 @@ fn finish(
     let mut opened = None;
     let mut is_shared = true;
     let ruling: Ruling = match result {
-        Ok(()) if work.destination.succeeded() => {
-            info!(subscription = %work.subscription.name, "an attempt succeeded; all is claimed again");
+        Ok(()) => {
+            work.answered();
+            if work.destination.succeeded() {
+                info!(subscription = %work.subscription.name, "an attempt succeeded; all is claimed again");
+            }
             Verdict::Complete { mark: work.subscription.idempotent }.into()
         }
-        Ok(()) => Verdict::Complete { mark: work.subscription.idempotent }.into(),
         Err(failure) => {
             effects.writes.clear();
             effects.adds.clear();
             effects.emits.clear();
             effects.metadata = None;
             tell(work, &item, &failure, &plugin);
-            let failure = if choice.on_trial { on_trial(failure) } else { failure };
+            let failure = if choice.on_trial { on_trial(failure) } else { weigh(work, &item, failure) };
             // What is wrong with one configuration is no matter of the others.
             is_shared = !matches!(failure, Failure::Misconfigured { .. });
+            let is_its_own = !is_shared && !work.refusals.misconfigure(&item.message.id);
             opened = match &failure {
                 // A canary's failures say nothing of the destination.
                 Failure::Retry { .. } | Failure::UnknownOutcome { .. } if !choice.on_trial => {
@@ -257,6 +268,8 @@ fn finish(
             };
             let random = rand::random();
             match rule(&work.subscription, failure, attempt, item.elapsed(), &plugin, random, choice.on_trial) {
+                // Others are taken: it waits alone.
+                Some(ruling) if is_its_own => Ruling { pause: None, ..ruling },
                 Some(ruling) => ruling,
                 None => return Some(item),
             }
@@ -295,6 +308,29 @@ fn finish(
         choice.version.ended(is_first, &used, failure.as_ref());
     }
     item
+}
+
+/// What a failure comes to beside those of other messages.
+fn weigh(work: &Active, item: &Item, failure: Failure) -> Failure {
+    match failure {
+        Failure::Reject { .. } => {
+            work.answered();
+            failure
+        }
+        Failure::Throttled { after: None, error } => {
+            Failure::Throttled { after: Some(work.destination.back_off(Instant::now())), error }
+        }
+        Failure::Retry { reason, error }
+            if reason == Reason::FORBIDDEN && work.refusals.forbid(&item.message.id) =>
+        {
+            warn!(
+                subscription = %work.subscription.name,
+                "nothing is let in; the messages are kept, and some are tried now and then"
+            );
+            Failure::Misconfigured { reason, error }
+        }
+        failure => failure,
+    }
 }
 
 fn tell(work: &Active, item: &Item, failure: &Failure, plugin: &PluginDigest) {

@@ -8,8 +8,6 @@ use laneway_core::{ErrorText, Failure, PluginDigest, Reason, RetryDecision, Subs
 const THROTTLE_DEFAULT: Duration = Duration::from_secs(1);
 /// Shortest pause, whatever a destination asks for: without one, claims and hand-backs would go round in a circle.
 const THROTTLE_MIN: Duration = Duration::from_millis(100);
-/// Longest pause that a destination can ask for.
-const THROTTLE_MAX: Duration = Duration::from_secs(60 * 60);
 /// Pause of a subscription that cannot work as it is configured.
 const MISCONFIGURED_PAUSE: Duration = Duration::from_secs(30);
 
@@ -67,7 +65,11 @@ pub(crate) fn rule(
         }
         Failure::UnknownOutcome { reason, error } => retry(reason, error),
         Failure::Throttled { after, error } => {
-            let pause = after.unwrap_or(THROTTLE_DEFAULT).clamp(THROTTLE_MIN, THROTTLE_MAX);
+            let pause = after.unwrap_or(THROTTLE_DEFAULT).min(subscription.throttle_max).max(THROTTLE_MIN);
+            // It does not count, but it does not go on for ever either.
+            if elapsed.saturating_add(pause) > subscription.retry.patience() {
+                return Some(Ruling { pause: Some(pause), ..dead(Reason::THROTTLED, error, plugin) });
+            }
             Ruling {
                 verdict: Verdict::Retry { delay: pause, counted: false, error: Some(error) },
                 pause: Some(pause),
@@ -148,6 +150,7 @@ mod tests {
             cluster_concurrency: None,
             destination: None,
             breaker: None,
+            throttle_max: laneway_core::THROTTLE_MAX_DEFAULT,
         }
     }
 
@@ -225,6 +228,33 @@ mod tests {
     fn a_pause_of_nothing_is_still_a_pause() {
         let asked = Failure::Throttled { after: Some(Duration::ZERO), error: ErrorText::new("now") };
         assert_eq!(ruled(&subscription(), asked, 1).pause, Some(THROTTLE_MIN));
+    }
+
+    #[test]
+    fn no_pause_is_longer_than_it_may_be() {
+        let asked = || Failure::Throttled { after: Some(Duration::MAX), error: ErrorText::new("later") };
+        let short = Subscription { throttle_max: Duration::from_secs(7), ..subscription() };
+        for (subscription, seconds) in [(subscription(), 3600), (short, 7)] {
+            let pause = Duration::from_secs(seconds);
+            let ruling = ruled(&subscription, asked(), 1);
+            assert_eq!(ruling.pause, Some(pause));
+            assert!(matches!(ruling.verdict, Verdict::Retry { delay, counted: false, .. } if delay == pause));
+        }
+    }
+
+    #[test]
+    fn pauses_end_when_the_time_is_up() {
+        let retry = RetryPolicy { max_elapsed: Some(Duration::from_secs(100)), ..subscription().retry };
+        let hasty = Subscription { retry, ..subscription() };
+        let asked = Failure::Throttled { after: Some(Duration::from_secs(10)), error: ErrorText::new("later") };
+        let after = |seconds| {
+            let elapsed = Duration::from_secs(seconds);
+            rule(&hasty, asked.clone(), 1, elapsed, &PluginDigest::from_hex("d"), 0.5, false).unwrap()
+        };
+        assert!(matches!(after(90).verdict, Verdict::Retry { counted: false, .. }));
+        let ended = after(91);
+        assert!(matches!(&ended.verdict, Verdict::DeadLetter { reason, .. } if *reason == Reason::THROTTLED));
+        assert_eq!(ended.pause, Some(Duration::from_secs(10)), "the others wait all the same");
     }
 
     #[test]

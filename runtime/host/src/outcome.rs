@@ -13,6 +13,8 @@ use crate::secret::Placeholders;
 use crate::session::Session;
 use crate::wait::Ended;
 
+/// Pause before a message is tried again that failed for want of something of this node's own.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Most bytes of a backtrace that go into the error's text.
 const BACKTRACE_BYTES_MAX: usize = 1500;
 /// Most bytes of a function's name in a backtrace.
@@ -110,7 +112,7 @@ pub(crate) fn of_unbegun(ended: &Ended) -> Failure {
     }
     let error = "no plugin instance came free within the timeout: all that the subscription may have of \
                  `sandbox.instances_max` are in use; raise that, or see why its messages take so long";
-    Failure::Throttled { after: None, error: ErrorText::new(error) }
+    Failure::Throttled { after: Some(BUSY_PAUSE), error: ErrorText::new(error) }
 }
 
 /// Why the host ended the guest, or did not let it go on.
@@ -123,7 +125,7 @@ pub(crate) fn of_ended(ended: &Ended) -> Failure {
         Ended::LogFlood(_) => Reason::LOG_LIMIT,
         // The database's trouble is not the message's: wait for it, and count no attempt.
         Ended::State(error) if error.transient => {
-            return Failure::Throttled { after: None, error: one_line(&ended.to_string()) };
+            return Failure::Throttled { after: Some(BUSY_PAUSE), error: one_line(&ended.to_string()) };
         }
         Ended::Denied(text) => {
             return Failure::Misconfigured { reason: Reason::DENIED, error: one_line(text) };

@@ -84,7 +84,9 @@ impl Migrations {
         if found.closing > known {
             return Err(StoreError::SchemaNewer { found: found.closing, known });
         }
-        let has = |version: i64| version <= found.closing && CLOSING.contains(&version) || found.additions.contains(&version);
+        let has = |version: i64| {
+            version <= found.closing && CLOSING.contains(&version) || found.additions.contains(&version)
+        };
         match self.known().filter(|version| !has(*version)).min() {
             None => Ok(()),
             Some(missing) => {

@@ -1,5 +1,6 @@
 //! The `laneway` program as a user meets it.
 
+mod answers;
 mod bad_input;
 mod clock;
 mod databases;
@@ -11,5 +12,6 @@ mod plugins;
 mod publish;
 mod run;
 mod schedules;
+mod signals;
 mod signatures;
 mod upkeep;

@@ -138,7 +138,7 @@ fn requests_of_a_publisher_go_nowhere_and_are_shown() {
         (&["--fault", "http-500"][..], "retry"),
         (&["--fault", "http-429"], "throttled"),
         (&["--fault", "http-timeout"], "unknown_outcome"),
-        (&["--fault", "http-refused"], "retry"),
+        (&["--fault", "http-refused"], "throttled"),
         (&["--http-answer", "400:no"], "reject"),
     ] {
         let (success, report) = try_out("publish-http", &messages, &[&url[..], more].concat());

@@ -15,10 +15,10 @@ use crate::run::{Folder, PATIENCE, left};
 
 /// What a request told of its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
-    id: String,
-    attempt: String,
-    body: String,
+pub struct Seen {
+    pub id: String,
+    pub attempt: String,
+    pub body: String,
 }
 
 /// A server that takes the first request of each id and goes away without an answer, as if it had crashed between
@@ -58,7 +58,7 @@ impl Receiver {
 }
 
 /// Reads a request; `None` if the client closed the connection instead.
-fn read(stream: impl Read) -> Option<Seen> {
+pub fn read(stream: impl Read) -> Option<Seen> {
     let mut reader = BufReader::new(stream);
     let mut headers: Vec<(String, String)> = Vec::new();
     let mut line = String::new();

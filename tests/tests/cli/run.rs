@@ -1,6 +1,6 @@
 //! A folder with a configuration, and the program run in it.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -92,6 +92,18 @@ impl Folder {
         Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
+    /// Starts a node, whose log nobody reads any more once it runs, as if its terminal were closed.
+    pub fn start_then_close_its_log(&self, mut command: Command) -> Running {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("laneway is running") {
+            line.clear();
+            assert!(log.read_line(&mut line).unwrap() > 0, "it ended before it ran");
+        }
+        Running(child)
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path().join("run.log")).unwrap_or_default()
     }
@@ -159,13 +171,23 @@ pub struct Running(Child);
 impl Running {
     /// Sends SIGTERM.
     pub fn signal(&self) {
-        let killed = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().unwrap();
+        self.send("-TERM");
+    }
+
+    /// Sends a signal, such as `-HUP`.
+    pub fn send(&self, signal: &str) {
+        let killed = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
         assert!(killed.success());
     }
 
     /// Sends SIGTERM, and answers the exit code; `None` if the signal itself ended it.
-    pub fn terminate(mut self) -> Option<i32> {
+    pub fn terminate(self) -> Option<i32> {
         self.signal();
+        self.ended()
+    }
+
+    /// Waits for its end, and answers the exit code; `None` if a signal ended it.
+    pub fn ended(mut self) -> Option<i32> {
         let started = Instant::now();
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {

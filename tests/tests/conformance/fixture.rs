@@ -255,6 +255,7 @@ pub fn subscription(text: &str, pattern: &str) -> Subscription {
         cluster_concurrency: None,
         destination: None,
         breaker: None,
+        throttle_max: laneway_core::THROTTLE_MAX_DEFAULT,
     }
 }
 

@@ -27,5 +27,6 @@ mod schema;
 mod settle;
 mod state;
 mod topology;
+mod unreadable;
 mod views;
 mod wake;

@@ -222,6 +222,32 @@ conformance! {
         }
     }
 
+    async fn an_attempt_that_does_not_count_starts_the_clock_if_it_says_why(fixture: &Fixture) {
+        let while_later = Duration::from_millis(60);
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue_ids(&["m"]).await;
+        // Handed back unstarted: it leaves no trace.
+        let batch = fixture.claim_some(subscription).await;
+        fixture.settle_all(&[settlement(&batch, 0, Verdict::RELEASE)]).await;
+        tokio::time::sleep(while_later).await;
+        let batch = fixture.claim_some(subscription).await;
+        assert_eq!(batch.deliveries[0].since_first_attempt, Duration::ZERO);
+        fixture.settle_all(&[settlement(&batch, 0, retry(Duration::ZERO, false))]).await;
+        let mut since = Duration::ZERO;
+        for _ in 0..3 {
+            tokio::time::sleep(while_later).await;
+            let batch = fixture.claim_some(subscription).await;
+            let delivery = &batch.deliveries[0];
+            assert_eq!(delivery.attempt, 1);
+            assert!(delivery.since_first_attempt > since + while_later / 2, "{:?}", delivery.since_first_attempt);
+            since = delivery.since_first_attempt;
+            // What is handed back unstarted stops no clock.
+            fixture.settle_all(&[settlement(&batch, 0, Verdict::RELEASE)]).await;
+            let view = fixture.store.message(&delivery.message.id).await.unwrap().unwrap();
+            assert_eq!(view.deliveries[0].last_error.as_deref(), Some("it rained"));
+        }
+    }
+
     async fn a_retry_writes_no_marker_and_no_effects(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
         fixture.enqueue_ids(&["m"]).await;

@@ -154,7 +154,58 @@ async fn a_delayed_message_runs_when_it_is_due_and_not_before(on: On) {
     running.engine.drain().await;
 }
 
+async fn a_row_that_breaks_the_rules_goes_to_the_dead_letters_and_the_others_flow(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    rig.enqueue(3).await;
+    match on {
+        On::Sqlite => {
+            let mut sql = rig.sqlite().await;
+            let off = "PRAGMA ignore_check_constraints = on; DROP TRIGGER laneway_message_headers";
+            sqlx::raw_sql(off).execute(&mut sql).await.unwrap();
+            let row =
+                "INSERT INTO laneway_message (id, topic, payload, headers) VALUES ('bad', 'work.x', '{}', '[1]')";
+            sqlx::query(row).execute(&mut sql).await.unwrap();
+        }
+        On::Postgres => {
+            let mut sql = rig.postgres().await;
+            let constraint = "headers: a JSON object whose values are strings";
+            let off = format!("ALTER TABLE laneway.message DROP CONSTRAINT \"{constraint}\"");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(off)).execute(&mut sql).await.unwrap();
+            let row =
+                "INSERT INTO laneway.message (id, topic, payload, headers) VALUES ('bad', 'work.x', '{}', '[1]')";
+            sqlx::query(row).execute(&mut sql).await.unwrap();
+        }
+    }
+    rig.enqueue(3).await;
+    let running = rig.start(&play(|_| async { Ok(Effects::default()) }));
+    rig.wait_until_empty().await;
+    assert_eq!(running.drained().await.completed, 6);
+    let dead = rig.dead_letters().await;
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!((dead[0].message_id.as_str(), dead[0].reason.as_str()), ("bad", "unreadable"));
+    assert!(dead[0].error.contains("headers"), "{dead:?}");
+}
+
+async fn a_destination_that_asks_for_pauses_for_ever_has_its_messages_given_up(on: On) {
+    let retry = RetryPolicy { max_elapsed: Some(Duration::from_millis(700)), ..subscription("s").retry };
+    let rig = Rig::new(on, &[Subscription { retry, concurrency: 2, ..subscription("s") }]).await;
+    rig.enqueue(6).await;
+    let running = rig.start(&play(|_| async {
+        let after = Some(Duration::from_millis(100));
+        Err(Failure::Throttled { after, error: ErrorText::new("later") })
+    }));
+    let started = Instant::now();
+    rig.wait_until_empty().await;
+    assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
+    running.engine.drain().await;
+    let dead = rig.dead_letters().await;
+    assert_eq!(dead.len(), 6);
+    assert!(dead.iter().all(|letter| letter.reason.as_str() == "throttled" && letter.error == "later"), "{dead:?}");
+}
+
 on_both!(
+    a_row_that_breaks_the_rules_goes_to_the_dead_letters_and_the_others_flow,
+    a_destination_that_asks_for_pauses_for_ever_has_its_messages_given_up,
     every_message_is_processed_once,
     a_retry_comes_again_and_keeps_its_count,
     attempts_run_out_into_the_dead_letters,

@@ -102,6 +102,7 @@ pub fn subscription(name: &str) -> Subscription {
         cluster_concurrency: None,
         destination: None,
         breaker: None,
+        throttle_max: laneway_core::THROTTLE_MAX_DEFAULT,
     }
 }
 

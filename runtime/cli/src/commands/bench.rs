@@ -295,6 +295,7 @@ fn subscription(args: &Args, name: &str, kind: SubscriptionKind) -> Result<Subsc
         cluster_concurrency: None,
         destination: None,
         breaker: None,
+        throttle_max: laneway_core::THROTTLE_MAX_DEFAULT,
     })
 }
 

@@ -9,9 +9,10 @@ use laneway_core::Name;
 use tokio::process::Command;
 use tracing::{error, info, warn};
 
-use super::run::{Node, Signals};
+use super::run::Node;
 use crate::Shared;
 use crate::config::{Config, PluginSource};
+use crate::signals::Signals;
 
 /// Between two looks at the disk.
 const LOOK: Duration = Duration::from_millis(100);
@@ -58,11 +59,11 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     for found in &crates {
         info!(crate = %found.root.display(), "watching the sources of the crate");
     }
-    let name = tokio::select! {
-        name = signals.next() => name,
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
         never = follow(&node, &mut watched, &mut crates) => match never {},
     };
-    node.stop(name, &mut signals, shared.json).await
+    node.stop(signal, &mut signals, shared.json).await
 }
 
 /// Looks at the disk for ever.

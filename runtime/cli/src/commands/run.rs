@@ -6,12 +6,12 @@ use anyhow::{Context, Result, bail};
 use laneway_core::{AppliedTopology, Name, PluginLoader, Store, SubscriptionId};
 use laneway_engine::{Binding, Engine, EngineOptions, Runs};
 use laneway_host::Grants;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::Shared;
 use crate::config::{Config, PluginSource, SubscriptionConfig};
 use crate::loader::Loader;
+use crate::signals::{Sent, Signals};
 use crate::{exit, output};
 
 #[derive(clap::Args)]
@@ -31,8 +31,8 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     }
     let mut signals = Signals::listen()?;
     let Some(node) = Node::start(&config, args.apply, &mut signals).await? else { return Ok(()) };
-    let name = signals.next().await;
-    node.stop(name, &mut signals, shared.json).await
+    let signal = signals.next().await;
+    node.stop(signal, &mut signals, shared.json).await
 }
 
 /// A node at work.
@@ -47,8 +47,8 @@ impl Node {
     pub async fn start(config: &Config, apply: bool, signals: &mut Signals) -> Result<Option<Self>> {
         let (loader, store, topology, bindings) = tokio::select! {
             ready = prepare(config, apply) => ready?,
-            name = signals.next() => {
-                info!("{name}: stopped before anything was claimed");
+            signal = signals.next() => {
+                info!("{}: stopped before anything was claimed", signal.as_str());
                 return Ok(None);
             }
         };
@@ -58,6 +58,9 @@ impl Node {
             grace: config.grace,
             ..EngineOptions::new(config.node.clone())
         };
+        for warning in &config.schedules.warnings {
+            warn!("{warning}");
+        }
         for what in &config.schedules.turned_off {
             warn!("cleanup.{} is turned off: its retention is not above zero", what.as_str());
         }
@@ -69,13 +72,14 @@ impl Node {
         Ok(Some(Self { engine, loader, sandbox }))
     }
 
-    /// Drains the node, for this signal. A second one ends it at once.
-    pub async fn stop(self, signal: &str, signals: &mut Signals, json: bool) -> Result<()> {
-        info!("{signal}: draining");
+    /// Drains the node, for this signal. A second one ends it at once, but for SIGHUP: where a terminal or a session ends,
+    /// that comes more than once, and together with SIGTERM.
+    pub async fn stop(self, signal: Sent, signals: &mut Signals, json: bool) -> Result<()> {
+        info!("{}: draining", signal.as_str());
         let stats = self.engine.stats().clone();
         let incomplete = tokio::select! {
             report = self.engine.drain() => (!report.complete).then_some("not everything could be handed back"),
-            _ = signals.next() => Some("a second signal came while it drained"),
+            () = signals.second(signal) => Some("a second signal came while it drained"),
         };
         self.sandbox.shutdown_background();
         if json {
@@ -84,26 +88,6 @@ impl Node {
         match incomplete {
             None => Ok(()),
             Some(why) => Err(exit::Incomplete(why).into()),
-        }
-    }
-}
-
-/// The signals that ask for an end.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub fn listen() -> Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for the next one, and names it.
-    pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
         }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use laneway_core::{
     BreakerPolicy, Name, Ordering, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind,
-    TopicPattern,
+    THROTTLE_MAX_DEFAULT, TopicPattern,
 };
 use laneway_host::{Grants, Limits, PluginSpec, PublicKeys};
 use laneway_store::Storage;
@@ -24,6 +24,8 @@ pub const REFERENCE: &str = include_str!("reference.toml");
 
 /// Shortest lease and timeout: below it, renewal is a race against the scheduler.
 const LEASE_MIN: Duration = Duration::from_millis(100);
+/// Shortest limit of the pauses that a destination asks for: with less, claims and hand-backs would go round in a circle.
+const THROTTLE_MAX_MIN: Duration = Duration::from_millis(100);
 /// Most messages that one node runs at once for one subscription.
 const CONCURRENCY_MAX: u32 = 1024;
 /// Most deliveries that one claim takes.
@@ -170,6 +172,8 @@ struct SubscriptionBlock {
     destination: Option<Name>,
     #[serde(default)]
     breaker: BreakerBlock,
+    #[serde(default = "default_throttle_max", deserialize_with = "duration")]
+    throttle_max: Duration,
     #[serde(default)]
     reuse: bool,
     #[serde(default)]
@@ -192,6 +196,10 @@ fn default_claim_batch() -> u32 {
 
 fn default_publish_batch() -> u32 {
     1
+}
+
+fn default_throttle_max() -> Duration {
+    THROTTLE_MAX_DEFAULT
 }
 
 fn default_lease() -> Duration {
@@ -229,34 +237,46 @@ enum Schedule {
     Exponential,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 struct RetryBlock {
-    schedule: Schedule,
-    #[serde(deserialize_with = "duration")]
-    base: Duration,
-    factor: f64,
-    #[serde(deserialize_with = "duration")]
-    cap: Duration,
-    jitter: f64,
-    max_attempts: u32,
+    schedule: Option<Schedule>,
+    #[serde(deserialize_with = "optional_duration")]
+    base: Option<Duration>,
+    factor: Option<f64>,
+    #[serde(deserialize_with = "optional_duration")]
+    cap: Option<Duration>,
+    jitter: Option<f64>,
+    max_attempts: Option<u32>,
     #[serde(deserialize_with = "optional_duration")]
     max_elapsed: Option<Duration>,
 }
 
-impl Default for RetryBlock {
-    fn default() -> Self {
-        let policy = RetryPolicy::default();
-        Self {
-            schedule: Schedule::Exponential,
-            base: policy.base,
-            factor: policy.factor,
-            cap: policy.cap,
-            jitter: policy.jitter,
-            max_attempts: policy.max_attempts,
-            max_elapsed: policy.max_elapsed,
+impl RetryBlock {
+    /// The policy; what is not given is that of `defaults`.
+    fn over(&self, defaults: &RetryPolicy) -> RetryPolicy {
+        RetryPolicy {
+            schedule: match self.schedule {
+                None => defaults.schedule,
+                Some(Schedule::None) => RetrySchedule::None,
+                Some(Schedule::Constant) => RetrySchedule::Constant,
+                Some(Schedule::Linear) => RetrySchedule::Linear,
+                Some(Schedule::Exponential) => RetrySchedule::Exponential,
+            },
+            base: self.base.unwrap_or(defaults.base),
+            factor: self.factor.unwrap_or(defaults.factor),
+            cap: self.cap.unwrap_or(defaults.cap),
+            jitter: self.jitter.unwrap_or(defaults.jitter),
+            max_attempts: self.max_attempts.unwrap_or(defaults.max_attempts),
+            max_elapsed: self.max_elapsed.or(defaults.max_elapsed),
         }
     }
+}
+
+/// The defaults of the first release. The text of a topology is made with them, so that a longer default makes no other
+/// topology of the same file: nodes of both builds work side by side.
+fn first_defaults() -> RetryPolicy {
+    RetryPolicy { cap: Duration::from_secs(15 * 60), max_attempts: 10, ..RetryPolicy::default() }
 }
 
 #[derive(Deserialize, Default)]
@@ -376,7 +396,7 @@ impl File {
         }
         let mut schedules = Schedules::read(self.cleanup, self.schedules, self.limits.payload_bytes_max)?;
         check_destinations(&subscriptions)?;
-        schedules.check_markers(subscriptions.iter().map(|s| &s.subscription))?;
+        schedules.check_markers(&subscriptions)?;
         Ok(Config {
             storage,
             node: self.node.name.map_or_else(default_node, Ok)?,
@@ -445,21 +465,13 @@ impl SubscriptionBlock {
         for (key, value) in [("lease", self.lease), ("timeout", self.timeout)] {
             ensure!(value >= LEASE_MIN, "{key} is {value:?}; it must be at least {LEASE_MIN:?}");
         }
-        let retry = RetryPolicy {
-            schedule: match self.retry.schedule {
-                Schedule::None => RetrySchedule::None,
-                Schedule::Constant => RetrySchedule::Constant,
-                Schedule::Linear => RetrySchedule::Linear,
-                Schedule::Exponential => RetrySchedule::Exponential,
-            },
-            base: self.retry.base,
-            factor: self.retry.factor,
-            cap: self.retry.cap,
-            jitter: self.retry.jitter,
-            max_attempts: self.retry.max_attempts,
-            max_elapsed: self.retry.max_elapsed,
-        };
+        let retry = self.retry.over(&RetryPolicy::default());
         retry.validate().context("retry")?;
+        ensure!(
+            self.throttle_max >= THROTTLE_MAX_MIN,
+            "throttle_max is {:?}; it must be at least {THROTTLE_MAX_MIN:?}",
+            self.throttle_max
+        );
         ensure!(
             (0.0..=BACKFILL_SHARE_MAX).contains(&self.backfill_min_share),
             "backfill_min_share is {}; it must lie between 0 and {BACKFILL_SHARE_MAX}",
@@ -513,6 +525,7 @@ impl SubscriptionBlock {
             cluster_concurrency: self.cluster_concurrency,
             destination: self.destination,
             breaker,
+            throttle_max: self.throttle_max,
         };
         let spec = PluginSpec {
             name: self.name,
@@ -523,7 +536,8 @@ impl SubscriptionBlock {
             reuse: self.reuse,
             payload_bytes_max: u64::from(payload_bytes_max),
         };
-        Ok(SubscriptionConfig { subscription, source: source(component, folder)?, spec })
+        let declared_retry = self.retry.over(&first_defaults());
+        Ok(SubscriptionConfig { subscription, declared_retry, source: source(component, folder)?, spec })
     }
 }
 

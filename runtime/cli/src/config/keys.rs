@@ -20,7 +20,7 @@ const PUBLISHER: &str = "name = \"s\"\ntopic = \"t.>\"\npublisher = \"p.wasm\"\n
 type Key<T> = (&'static str, &'static str, fn(&mut T));
 
 /// Keys of a subscription, a handler.
-const SUBSCRIPTION: [Key<SubscriptionConfig>; 28] = [
+const SUBSCRIPTION: [Key<SubscriptionConfig>; 29] = [
     ("concurrency", "3", |it| it.subscription.concurrency = 3),
     ("claim_batch", "77", |it| it.subscription.claim_batch = 77),
     ("lease", "\"45s\"", |it| it.subscription.lease = Duration::from_secs(45)),
@@ -36,6 +36,7 @@ const SUBSCRIPTION: [Key<SubscriptionConfig>; 28] = [
     ("breaker.failures", "4", |it| {
         it.subscription.breaker = Some(BreakerPolicy { failures: 4, pause: Duration::from_secs(30) });
     }),
+    ("throttle_max", "\"5m\"", |it| it.subscription.throttle_max = Duration::from_secs(300)),
     ("reuse", "true", |it| it.spec.reuse = true),
     ("config", "{ a = \"b\" }", |it| {
         it.spec.config.insert("a".to_owned(), "b".to_owned());

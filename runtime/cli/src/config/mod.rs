@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use laneway_core::{Name, Subscription, Topology};
+use laneway_core::{Name, RetryPolicy, Subscription, Topology};
 use laneway_host::{PluginSpec, PublicKeys};
 use laneway_store::Storage;
 
@@ -58,6 +58,8 @@ pub struct Config {
 pub struct SubscriptionConfig {
     /// Its declaration.
     pub subscription: Subscription,
+    /// Its retries as the first release reads the file: the topology's text has these.
+    pub declared_retry: RetryPolicy,
     /// Where its component comes from.
     pub source: PluginSource,
     /// How the component is run.
@@ -71,6 +73,14 @@ pub enum PluginSource {
     File(PathBuf),
     /// From the database: whatever version of the plugin of this name is deployed.
     Deployed(Name),
+}
+
+impl SubscriptionConfig {
+    /// The subscription as the first release reads the file.
+    #[must_use]
+    pub fn declared(&self) -> Subscription {
+        Subscription { retry: self.declared_retry.clone(), ..self.subscription.clone() }
+    }
 }
 
 impl Config {
@@ -98,7 +108,7 @@ impl Config {
     #[must_use]
     pub fn topology(&self) -> Topology {
         Topology {
-            subscriptions: self.subscriptions.iter().map(|s| s.subscription.clone()).collect(),
+            subscriptions: self.subscriptions.iter().map(SubscriptionConfig::declared).collect(),
             payload_bytes_max: self.payload_bytes_max,
         }
     }
@@ -189,6 +199,18 @@ mod tests {
         example.name = defaults.subscriptions[0].subscription.name.clone();
         assert_eq!(example, defaults.subscriptions[0].subscription);
         assert_eq!(reference.subscriptions[0].spec.limits, defaults.subscriptions[0].spec.limits);
+    }
+
+    #[test]
+    fn a_file_makes_the_topology_that_it_made_in_the_first_release() {
+        let text = parse(MINIMAL).unwrap().topology().canonical();
+        let wanted = r#"{"subscriptions":[{"name":"s","pattern":"orders.>","kind":"handler","lane_threshold":0,"ordering":"none","idempotent":true,"retry":{"schedule":"exponential","base":{"secs":1,"nanos":0},"factor":2.0,"cap":{"secs":900,"nanos":0},"jitter":0.2,"max_attempts":10,"max_elapsed":null},"lease":{"secs":30,"nanos":0},"timeout":{"secs":30,"nanos":0},"concurrency":8,"claim_batch":512,"publish_batch":1,"review_unknown_outcome":false,"backfill_min_share":0.0,"rate_limit":null,"cluster_concurrency":null,"destination":null,"breaker":null}],"payload_bytes_max":1048576}"#;
+        assert_eq!(text, wanted);
+        let more = format!("{MINIMAL}throttle_max = \"5m\"\nretry = {{ cap = \"20m\", max_attempts = 12 }}");
+        let text = parse(&more).unwrap().topology().canonical();
+        for wants in [r#""cap":{"secs":1200,"#, r#""max_attempts":12,"#, r#""throttle_max":{"secs":300,"#] {
+            assert!(text.contains(wants), "{text}");
+        }
     }
 
     #[test]

@@ -8,10 +8,11 @@ use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use laneway_core::{
     Cleanup, CleanupPolicy, CronExpression, Header, Missed, Name, NewMessage, Priority, Schedule, ScheduleAction,
-    Subscription, Topic,
+    Topic,
 };
 use serde::Deserialize;
 
+use super::SubscriptionConfig;
 use super::file::{duration, signed_duration};
 
 /// Begins the names of cleanups, so that no schedule can be taken for one.
@@ -119,6 +120,8 @@ pub struct Schedules {
     markers_said: bool,
     /// Cleanups that a retention of nothing, or less, has turned off.
     pub turned_off: Vec<Cleanup>,
+    /// What the file says that is not done as it says, and why: for the log.
+    pub warnings: Vec<String>,
 }
 
 impl Schedules {
@@ -190,8 +193,9 @@ impl Schedules {
     }
 
     /// Sees to it that no marker is gone while its message may still be delivered once more: refuses a retention that is
-    /// too short, and extends one that nobody has set.
-    pub fn check_markers<'a>(&mut self, subscriptions: impl Iterator<Item = &'a Subscription>) -> Result<()> {
+    /// too short, and extends one that nobody has set. One that is too short only for retries which the file leaves to the
+    /// defaults is extended with a warning, since it was long enough for those of the first release.
+    pub fn check_markers(&mut self, subscriptions: &[SubscriptionConfig]) -> Result<()> {
         let letters = self.cleanup(Cleanup::DeadLetters).map(|letters| letters.retention);
         let said = self.markers_said;
         let policy = self.all.iter_mut().find_map(|schedule| match &mut schedule.action {
@@ -199,24 +203,34 @@ impl Schedules {
             ScheduleAction::Clean(_) | ScheduleAction::Enqueue(_) => None,
         });
         let Some(CleanupPolicy { retention: kept, .. }) = policy else { return Ok(()) };
-        for subscription in subscriptions.filter(|subscription| subscription.idempotent) {
-            let horizon = subscription.redelivery_horizon();
+        let given = *kept;
+        for config in subscriptions.iter().filter(|config| config.subscription.idempotent) {
+            let name = &config.subscription.name;
+            let declared = config.declared().redelivery_horizon();
             ensure!(
-                !said || *kept >= horizon,
-                "cleanup.markers.retention is {}, but subscription `{}` may retry a message for {}; \
+                !said || given >= declared,
+                "cleanup.markers.retention is {}, but subscription `{name}` may retry a message for {}; \
                  keep markers longer than that, or lower its retry.max_elapsed",
-                shown(*kept),
-                subscription.name,
-                shown(horizon)
+                shown(given),
+                shown(declared)
             );
+            let horizon = config.subscription.redelivery_horizon();
+            if said && given < horizon {
+                self.warnings.push(format!(
+                    "cleanup.markers.retention is {}, but subscription `{name}` retries a message for {} by default: \
+                     markers are kept that long; say so there, or set its retry.max_elapsed",
+                    shown(given),
+                    shown(horizon)
+                ));
+            }
             *kept = horizon.max(*kept);
         }
         if let Some(letters) = letters {
             ensure!(
-                !said || *kept >= letters,
+                !said || given >= letters,
                 "cleanup.markers.retention is {}, but dead letters can be replayed for {}; keep markers as long as \
                  cleanup.dead_letters.retention",
-                shown(*kept),
+                shown(given),
                 shown(letters)
             );
             *kept = letters.max(*kept);
@@ -353,6 +367,20 @@ mod tests {
         let told = error("[cleanup.dead_letters]\nretention = \"30d\"\n[cleanup.markers]\nretention = \"7d\"");
         assert!(told.contains("dead letters can be replayed"), "{told}");
         config("[cleanup.dead_letters]\nretention = \"30d\"\n[cleanup.markers]\nretention = \"30d\"").unwrap();
+    }
+
+    #[test]
+    fn a_retention_that_was_long_enough_before_retries_went_on_for_days_is_extended_with_a_warning() {
+        let text = format!("[cleanup.markers]\nretention = \"1d\"\n{SUBSCRIPTION}");
+        let schedules = Config::parse(&text, Path::new("/"), None).unwrap().schedules;
+        let [warning] = &schedules.warnings[..] else { panic!("{:?}", schedules.warnings) };
+        assert!(warning.contains("cleanup.markers.retention is 1d") && warning.contains("`s`"), "{warning}");
+        let kept = schedules.cleanup(Cleanup::Markers).unwrap().retention;
+        assert!(kept >= Duration::from_secs(66 * 3600), "{kept:?}");
+        let said = format!("{text}retry = {{ max_attempts = 80, cap = \"1h\" }}");
+        let error = format!("{:#}", Config::parse(&said, Path::new("/"), None).err().expect("the file says both"));
+        assert!(error.contains("may retry a message for"), "{error}");
+        assert!(config("[cleanup.markers]\nretention = \"4d\"").unwrap().schedules.warnings.is_empty());
     }
 
     #[test]

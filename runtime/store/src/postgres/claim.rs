@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use laneway_core::{
-    Batch, ClaimRequest, Delivery, DeliveryId, Header, LeaseToken, Message, MessageId, Priority, StoreError, Topic,
+    Batch, ClaimRequest, Delivery, DeliveryId, ErrorText, Header, LeaseToken, Message, MessageId, Priority,
+    StoreError, Topic,
 };
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
@@ -123,7 +124,8 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
                 attempt, lane, last_error, key, lost)
             SELECT u.message_seq, l.leased_until,
-                CASE WHEN u.attempt > uncounted.one THEN coalesce(u.first_attempt_at, l.leased_at) END,
+                CASE WHEN u.attempt > uncounted.one THEN coalesce(u.first_attempt_at, l.leased_at)
+                    ELSE u.first_attempt_at END,
                 l.subscription_id, u.priority, greatest(u.attempt - uncounted.one, 0), l.lane, u.last_error,
                 CASE WHEN s.ordered THEN m.key END, coalesce(u.lost, 0) + 1
             FROM ended l
@@ -173,9 +175,9 @@ async fn take(database: &Database, request: &ClaimRequest, looked_at: u32) -> Ou
                         AND NOT EXISTS (SELECT FROM laneway.message n WHERE n.seq = u.message_seq))
         FROM (VALUES (1)) always
         LEFT JOIN (
-            SELECT l.token, u.place, u.message_seq, u.attempt, u.lost, CASE WHEN u.attempt > 1
-                THEN (extract(epoch FROM statement_timestamp() - u.first_attempt_at) * 1000000)::bigint
-                END AS since_first_attempt
+            SELECT l.token, u.place, u.message_seq, u.attempt, u.lost,
+                (extract(epoch FROM statement_timestamp() - u.first_attempt_at) * 1000000)::bigint
+                    AS since_first_attempt
             FROM leased l CROSS JOIN LATERAL unnest(l.message_seqs, l.attempts, l.first_attempts_at, l.losts)
                 WITH ORDINALITY AS u(message_seq, attempt, first_attempt_at, lost, place)
         ) c ON true
@@ -286,15 +288,44 @@ fn delivery(row: &PgRow, request: &ClaimRequest) -> Outcome<Option<Delivery>> {
         return Ok(None);
     }
     let attempt: i32 = row.try_get(3)?;
+    // One row that breaks the rules of the schema must not stop the others.
+    let (message, unreadable) = match message(row) {
+        Ok(message) if attempt > 0 => (message, None),
+        Ok(message) => {
+            (message, Some(ErrorText::new(format!("delivery: its number of attempts is {}", attempt - 1))))
+        }
+        Err(error) => (remains(row), Some(ErrorText::new(format!("message: {error}")))),
+    };
     Ok(Some(Delivery {
         id: DeliveryId(row.try_get(2)?),
         lane: request.lane,
-        message: message(row)?,
-        attempt: u32::try_from(attempt).map_err(unreadable)?,
-        lost: u32::try_from(row.try_get::<Option<i32>, _>(15)?.unwrap_or_default()).map_err(unreadable)?,
+        message,
+        attempt: u32::try_from(attempt).unwrap_or_default(),
+        lost: u32::try_from(row.try_get::<Option<i32>, _>(15)?.unwrap_or_default()).unwrap_or_default(),
         since_first_attempt: row.try_get::<Option<i64>, _>(4)?.map_or(Duration::ZERO, span),
         processed: row.try_get(13)?,
+        unreadable,
     }))
+}
+
+/// What can be read of a message whose row breaks the rules of the schema.
+fn remains(row: &PgRow) -> Message {
+    fn read<T: Default + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(
+        row: &PgRow,
+        column: usize,
+    ) -> T {
+        row.try_get::<Option<T>, _>(column).ok().flatten().unwrap_or_default()
+    }
+    Message {
+        id: MessageId::from_stored(read(row, 5)),
+        topic: Topic::from_stored(read(row, 6)),
+        key: row.try_get(7).unwrap_or_default(),
+        priority: Priority(read(row, 8)),
+        payload: Bytes::new(),
+        content_type: read(row, 10),
+        headers: Vec::new(),
+        tenant: None,
+    }
 }
 
 fn message(row: &PgRow) -> Outcome<Message> {
@@ -312,7 +343,8 @@ fn message(row: &PgRow) -> Outcome<Message> {
 
 fn headers(object: Option<&str>) -> Outcome<Vec<Header>> {
     let Some(object) = object else { return Ok(Vec::new()) };
-    let values: serde_json::Map<String, serde_json::Value> = serde_json::from_str(object).map_err(unreadable)?;
+    let values: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(object).map_err(|error| unreadable(format_args!("headers: {error}")))?;
     values
         .into_iter()
         .map(|(name, value)| match value {

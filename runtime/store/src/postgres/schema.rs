@@ -56,7 +56,8 @@ async fn look(connection: &mut PgConnection) -> Result<Found, StoreError> {
             (SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                 WHERE n.nspname = 'laneway' LIMIT 1)";
     let row = sqlx::query(query).fetch_one(&mut *connection).await.map_err(classify)?;
-    let (ours, has_additions): (bool, bool) = (row.try_get(0).map_err(classify)?, row.try_get(1).map_err(classify)?);
+    let (ours, has_additions): (bool, bool) =
+        (row.try_get(0).map_err(classify)?, row.try_get(1).map_err(classify)?);
     if !ours {
         return match row.try_get::<Option<String>, _>(2).map_err(classify)? {
             None => Ok(Found::default()),
@@ -75,8 +76,7 @@ async fn look(connection: &mut PgConnection) -> Result<Found, StoreError> {
     };
     let query = "-- schema.version
         SELECT coalesce(max(version), 0) FROM laneway.migration WHERE success";
-    let closing =
-        sqlx::query_scalar(query).fetch_one(&mut *connection).await.map_err(unreadable("migration"))?;
+    let closing = sqlx::query_scalar(query).fetch_one(&mut *connection).await.map_err(unreadable("migration"))?;
     let additions = match has_additions {
         true => {
             let query = "-- schema.additions

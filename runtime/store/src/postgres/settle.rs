@@ -326,9 +326,9 @@ async fn complete(session: &mut impl Session, part: &[Placed<'_>], fenced_out: &
 
 /// Hands deliveries back, due after their delay. Answers those whose lease no longer held.
 async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<usize>> {
-    // An attempt that does not count leaves no trace: the first that counts starts the clock. An answer that counts
-    // settles what leases were lost before. What is due at once may be picked up by another node, which must hear of it. A
-    // message that was deleted is owed to nobody.
+    // An attempt that does not count leaves no trace, unless it says why it failed: the first that ran starts the clock. An
+    // answer that counts settles what leases were lost before. What is due at once may be picked up by another node, which
+    // must hear of it. A message that was deleted is owed to nobody.
     let query = concat!(
         "-- settle.retry\n",
         fence!("$9::bigint[], $10::boolean[], $11::text[]" as "delay, counted, error"),
@@ -336,11 +336,12 @@ async fn retry(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<u
             INSERT INTO laneway.delivery (message_seq, available_at, first_attempt_at, subscription_id, priority,
                 attempt, lane, last_error, key, lost)
             SELECT l.message_seqs[g.place], now() + g.delay * interval '1 microsecond',
-                CASE WHEN g.counted OR l.attempts[g.place] > 1
+                CASE WHEN g.counted OR l.attempts[g.place] > 1 OR g.error IS NOT NULL
+                        OR l.last_errors[g.place] IS NOT NULL
                     THEN coalesce(l.first_attempts_at[g.place], l.leased_at) END,
                 l.subscription_id, l.priorities[g.place],
                 CASE WHEN g.counted THEN l.attempts[g.place] ELSE greatest(l.attempts[g.place] - 1, 0) END,
-                l.lane, CASE WHEN g.counted THEN g.error ELSE l.last_errors[g.place] END,
+                l.lane, CASE WHEN g.counted THEN g.error ELSE coalesce(g.error, l.last_errors[g.place]) END,
                 CASE WHEN s.ordered THEN m.key END, CASE WHEN NOT g.counted THEN l.losts[g.place] END
             FROM g JOIN laneway.lease l ON l.token = g.token
             JOIN laneway.subscription s ON s.id = l.subscription_id
@@ -382,9 +383,9 @@ async fn bury(session: &mut impl Session, part: &[Placed<'_>]) -> Outcome<Vec<us
             INSERT INTO laneway.dead_letter (message_seq, message_id, subscription_id, lane, priority, reason,
                 error, attempts, first_attempt_at, plugin)
             SELECT l.message_seqs[g.place], g.message_id, l.subscription_id, l.lane, l.priorities[g.place], g.reason,
-                g.error, l.attempts[g.place] - g.uncounted,
+                g.error, greatest(l.attempts[g.place] - g.uncounted, 0),
                 CASE WHEN l.attempts[g.place] > g.uncounted
-                    THEN coalesce(l.first_attempts_at[g.place], l.leased_at) END,
+                    THEN coalesce(l.first_attempts_at[g.place], l.leased_at) ELSE l.first_attempts_at[g.place] END,
                 g.plugin
             FROM g JOIN laneway.lease l ON l.token = g.token
         )

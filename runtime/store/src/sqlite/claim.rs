@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use laneway_core::{
-    Batch, ClaimRequest, Delivery, DeliveryId, Header, LeaseToken, Message, MessageId, Priority, StoreError, Topic,
+    Batch, ClaimRequest, Delivery, DeliveryId, ErrorText, Header, LeaseToken, Message, MessageId, Priority,
+    StoreError, Topic,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -129,7 +130,7 @@ struct Claimed {
     id: i64,
     due: i64,
     seq: i64,
-    attempt: u32,
+    attempt: i64,
     lost: u32,
     since: Option<u64>,
     message: Option<String>,
@@ -308,20 +309,22 @@ async fn lease(
         ));
         bind_due(&mut script, limit)?;
     }
-    // One row for all: each row is a message between threads.
+    // One row for all: each row is a message between threads. With checks switched off a producer may have written bytes
+    // where texts belong, which JSON does not take: they are read as texts, so that one such row does not stop the others.
     macro_rules! select {
         ($processed:expr, $free:expr) => {
             concat!(
                 "-- claim.select
                 SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq,
-                    d.attempt + 1 - ",
+                    CAST(d.attempt AS INTEGER) + 1 - ",
                 uncounted!(),
-                ", d.lost + (d.lease_token IS NOT NULL), CASE WHEN d.attempt > ",
-                uncounted!(),
-                " THEN max(0, ",
+                ", d.lost + (d.lease_token IS NOT NULL), max(0, ",
                 now_ms!(),
-                " - d.first_attempt_at) END, m.id, m.topic, m.key, m.content_type,
-                    nullif(m.headers, '{}'), m.tenant,
+                " - coalesce(d.waiting_since, CASE WHEN d.attempt > ",
+                uncounted!(),
+                " THEN d.first_attempt_at END)), CAST(m.id AS TEXT), CAST(m.topic AS TEXT),
+                    CAST(m.key AS TEXT), CAST(m.content_type AS TEXT), CAST(nullif(m.headers, '{}') AS TEXT),
+                    CAST(m.tenant AS TEXT),
                     CASE WHEN length(m.payload) <= ",
                 inline_bytes_max!(),
                 " THEN hex(m.payload) END,
@@ -354,7 +357,7 @@ async fn lease(
                 "-- claim.lease
                 UPDATE laneway_delivery SET lease_token = ?, parked = NULL, available_at = ",
                 now_ms!(),
-                " + ?, attempt = attempt + 1 - ",
+                " + ?, attempt = max(attempt, 0) + 1 - ",
                 uncounted!(),
                 ", lost = lost + (lease_token IS NOT NULL),
                     first_attempt_at = CASE WHEN attempt > ",
@@ -431,6 +434,16 @@ async fn complete(
 
 /// `None` if the message is gone.
 fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Option<Vec<u8>>) -> Option<Delivery> {
+    // One row that breaks the rules of the schema must not stop the others.
+    let mut unreadable = None;
+    let headers =
+        claimed.headers.as_deref().map_or_else(|| Ok(Vec::new()), parse_headers).unwrap_or_else(|error| {
+            unreadable = Some(ErrorText::new(format!("message: headers: {error}")));
+            Vec::new()
+        });
+    if claimed.attempt < 1 {
+        unreadable = Some(ErrorText::new(format!("delivery: its number of attempts is {}", claimed.attempt - 1)));
+    }
     let message = Message {
         id: MessageId::from_stored(claimed.message?),
         topic: Topic::from_stored(claimed.topic?),
@@ -438,17 +451,18 @@ fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Op
         priority: Priority(i32::try_from(priority).unwrap_or_default()),
         payload: Bytes::from(payload?),
         content_type: claimed.content_type?,
-        headers: claimed.headers.map_or_else(Vec::new, |headers| parse_headers(&headers)),
+        headers,
         tenant: claimed.tenant,
     };
     Some(Delivery {
         id: DeliveryId(claimed.id),
         lane: request.lane,
         message,
-        attempt: claimed.attempt,
+        attempt: u32::try_from(claimed.attempt).unwrap_or_default(),
         lost: claimed.lost,
         since_first_attempt: Duration::from_millis(claimed.since.unwrap_or_default()),
         processed: claimed.processed != 0,
+        unreadable,
     })
 }
 
@@ -471,8 +485,8 @@ async fn remove_orphans(connections: &Connections, ids: &[i64]) -> Result<(), St
     connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
 }
 
-/// Reads a JSON object of strings, in its order. The schema lets nothing else in.
-fn parse_headers(json: &str) -> Vec<Header> {
+/// Reads a JSON object of strings, in its order. The schema lets nothing else in, unless its checks are switched off.
+fn parse_headers(json: &str) -> Result<Vec<Header>, serde_json::Error> {
     struct Headers;
     impl<'de> Visitor<'de> for Headers {
         type Value = Vec<Header>;
@@ -491,10 +505,7 @@ fn parse_headers(json: &str) -> Vec<Header> {
     }
     let parse = |json: &str| serde_json::Deserializer::from_str(json).deserialize_map(Headers);
     // JavaScript writes half a surrogate pair where it cut a text; SQLite lets that pass, a String cannot hold it.
-    parse(json).or_else(|_| parse(&without_lone_surrogates(json))).unwrap_or_else(|error| {
-        tracing::warn!(%error, "headers of a message are not readable; it is run without them");
-        Vec::new()
-    })
+    parse(json).or_else(|_| parse(&without_lone_surrogates(json)))
 }
 
 /// Replaces escapes of half a surrogate pair by that of the replacement character.
@@ -532,7 +543,8 @@ mod tests {
     #[test]
     fn half_a_surrogate_pair_costs_no_header() {
         let json = r#"{"a":"x\ud83d","b":"\ud83d\ude00","c":"\\ud83d","d":"\ude00\n"}"#;
-        let read: Vec<(String, String)> = parse_headers(json).into_iter().map(|h| (h.name, h.value)).collect();
+        let read: Vec<(String, String)> =
+            parse_headers(json).unwrap().into_iter().map(|h| (h.name, h.value)).collect();
         let wanted = [("a", "x\u{fffd}"), ("b", "\u{1f600}"), ("c", "\\ud83d"), ("d", "\u{fffd}\n")];
         assert_eq!(read, wanted.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }

@@ -214,8 +214,8 @@ fn retry(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreEr
             Verdict::Complete { .. } | Verdict::DeadLetter { .. } => None,
         })
         .collect();
-    // An attempt that does not count leaves no trace: the first that counts starts the clock. An answer that counts
-    // settles what leases were lost before.
+    // An attempt that does not count leaves no trace, unless it says why it failed: the first that ran starts the clock,
+    // which for those that do not count is one of their own. An answer that counts settles what leases were lost before.
     script.step(concat!(
         "-- settle.retry
         UPDATE laneway_delivery AS d SET
@@ -225,7 +225,9 @@ fn retry(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreEr
             lease_token = NULL,
             attempt = CASE WHEN r.counted THEN d.attempt ELSE max(d.attempt - 1, 0) END,
             first_attempt_at = CASE WHEN r.counted OR d.attempt > 1 THEN d.first_attempt_at END,
-            last_error = CASE WHEN r.counted THEN r.error ELSE d.last_error END,
+            waiting_since = CASE WHEN r.counted OR r.error IS NULL THEN d.waiting_since
+                ELSE coalesce(d.waiting_since, d.first_attempt_at) END,
+            last_error = CASE WHEN r.counted THEN r.error ELSE coalesce(r.error, d.last_error) END,
             lost = CASE WHEN r.counted THEN 0 ELSE d.lost END
         FROM (SELECT value ->> 0 AS id, value ->> 1 AS token, value ->> 2 AS delay, value ->> 3 AS counted,
             value ->> 4 AS error FROM json_each(?)) r
@@ -259,7 +261,8 @@ fn copy_dead(script: &mut Script, settlements: &[&Settlement]) -> Result<(), Sto
         INSERT INTO laneway_dead_letter (message_seq, message_id, subscription_id, lane, priority, reason, error,
             attempts, first_attempt_at, failed_at, plugin)
         SELECT d.message_seq, e.value ->> 5, d.subscription_id, d.lane, d.priority, e.value ->> 2, e.value ->> 3,
-            d.attempt - (e.value ->> 6), CASE WHEN d.attempt > (e.value ->> 6) THEN d.first_attempt_at END, ",
+            max(d.attempt - (e.value ->> 6), 0),
+            CASE WHEN d.attempt > (e.value ->> 6) THEN d.first_attempt_at ELSE d.waiting_since END, ",
         now_ms!(),
         ", e.value ->> 4
         FROM json_each(?) e CROSS JOIN laneway_delivery d

@@ -35,6 +35,7 @@ fn subscription(name: &str, pattern: &str) -> Subscription {
         cluster_concurrency: None,
         destination: None,
         breaker: None,
+        throttle_max: laneway_core::THROTTLE_MAX_DEFAULT,
     }
 }
 
@@ -161,7 +162,9 @@ async fn files_that_are_not_ours_are_refused_and_left_as_they_are() {
     let directory = tempfile::tempdir().unwrap();
     let refuse = async |name: &str, create: bool, wants: &str| {
         let options = SqliteOptions { create, ..SqliteOptions::new(directory.path().join(name)) };
-        for error in [SqliteStore::open(options.clone()).await.unwrap_err(), migrate(options, None).await.unwrap_err()] {
+        for error in
+            [SqliteStore::open(options.clone()).await.unwrap_err(), migrate(options, None).await.unwrap_err()]
+        {
             assert!(matches!(error, StoreError::NotOurs(_)), "{error:?}");
             assert!(error.to_string().contains(wants) && error.to_string().contains(name), "{error}");
         }
