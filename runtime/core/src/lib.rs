@@ -31,7 +31,9 @@ pub use health::{Finding, Health, Trouble};
 pub use id::{DeliveryId, InvalidName, LeaseToken, MessageId, Name, PluginDigest, SubscriptionId};
 pub use invoke::{Attempt, Call, Interrupt, Invocation, Invoker, SandboxUse};
 pub use lane::{Lane, Priority};
-pub use maintenance::{Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, Replay, Step};
+pub use maintenance::{
+    Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, Replay, Replayable, Step,
+};
 pub use marker::{InvalidMetadata, MARKER_METADATA_BYTES_MAX, MarkerMetadata};
 pub use message::{
     CONTENT_TYPE_BYTES_MAX, CONTENT_TYPE_JSON, DELAY_MAX, Enqueued, HEADERS_BYTES_MAX, Header,

@@ -109,8 +109,17 @@ pub struct Replay {
     pub until: Timestamp,
     /// Their priority now. They come by the backfill lane, whatever it is.
     pub priority: Priority,
-    /// Also those that a marker shows processed; the marker is removed.
+    /// Also those that were processed, or given up; markers of them are removed.
     pub force: bool,
+}
+
+/// What a replay is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replayable {
+    /// Messages that it owes once more.
+    pub messages: u64,
+    /// Messages that it leaves, since they count as processed and it has no force.
+    pub processed: u64,
 }
 
 /// Answer to a change of a message that waits.
@@ -157,12 +166,13 @@ pub trait Maintenance: Send + Sync + 'static {
     ) -> Result<Step, StoreError>;
 
     /// Owes once more those of the next `limit` messages above `from` that the replay is about. Messages that are owed
-    /// to the subscription already, or are among its dead letters, are left as they are. Writes an audit row if it
-    /// changes any. [`StoreError::Refused`] if there is no such subscription, or it is not active.
+    /// to the subscription already, or are among its dead letters, are left as they are. Without force, so are those that
+    /// count as processed: of which there is a marker, which were owed once by a replay, or which were routed to the
+    /// subscription when they were written, or may have been. Writes an audit row if it changes any. [`StoreError::Refused`] if there is no such subscription, or it is not active.
     async fn replay(&self, replay: &Replay, from: i64, limit: u32) -> Result<Step, StoreError>;
 
-    /// How many messages [`Maintenance::replay`] would owe in all.
-    async fn replayable(&self, replay: &Replay) -> Result<u64, StoreError>;
+    /// How many messages [`Maintenance::replay`] would owe in all, and how many it would leave.
+    async fn replayable(&self, replay: &Replay) -> Result<Replayable, StoreError>;
 
     /// Takes a message back, as if it had not been written. Until the first of its deliveries is claimed.
     async fn cancel(&self, message: &MessageId) -> Result<Change, StoreError>;

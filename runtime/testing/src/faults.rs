@@ -11,7 +11,7 @@ use laneway_core::{
     AppliedTopology, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection,
     DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, Finding, Health, Held, LeaseToken,
     Maintenance, MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport,
-    NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, RunOutcome, SchedulePosition,
+    NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, Replayable, RunOutcome, SchedulePosition,
     ScheduleRunView, ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError,
     StoredPlugin, SubscriptionId, Topology, Trouble,
 };
@@ -353,7 +353,7 @@ impl Maintenance for FaultyStore {
         self.with_fault(Operation::Replay, self.inner.replay(replay, from, limit)).await
     }
 
-    async fn replayable(&self, replay: &Replay) -> Result<u64, StoreError> {
+    async fn replayable(&self, replay: &Replay) -> Result<Replayable, StoreError> {
         self.with_fault(Operation::Replay, self.inner.replayable(replay)).await
     }
 

@@ -52,6 +52,10 @@ fn messages_are_replayed_to_a_subscription() {
     let folder = processed(5);
     let replay = ["replay", "--subscription", "count", "--topic", "orders.>"];
     assert_eq!(folder.ok(&replay), "No messages to replay.\n", "markers are respected");
+    folder.ok(&["idempotency", "cleanup", "--retention-hours", "0"]);
+    assert_eq!(folder.ok(&replay), "No messages to replay.\n", "they were processed, whatever is left of markers");
+    let said = folder.json(&replay);
+    assert_eq!((said["messages"].as_u64(), said["processed"].as_u64()), (Some(0), Some(5)), "{said}");
     let forced = [&replay[..], &["--force"]].concat();
     assert_eq!(folder.ok(&[&forced[..], &["--dry-run"]].concat()), "Would replay 5 message(s).\n");
     assert_eq!(folder.ok(&[&forced[..], &["--priority", "-7"]].concat()), "Replayed 5 message(s).\n");

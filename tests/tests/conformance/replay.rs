@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use laneway_core::{
-    Batch, ClaimRequest, DeadLetterAction, DeadLetterFilter, DeadLetterSelection, ErrorText, Lane, NewMessage,
-    Priority, Reason, Replay, Settlement, SubscriptionId, Topic, TopicPattern, Verdict,
+    Batch, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection, ErrorText, Lane,
+    NewMessage, Priority, Reason, Replay, Replayable, Settlement, SubscriptionId, Topic, TopicPattern, Verdict,
 };
 
 use crate::fixture::*;
@@ -40,7 +40,173 @@ async fn buried(fixture: &Fixture, subscription: SubscriptionId, ids: &[&str], r
     fixture.settle_all(&bury(&batch, &reason)).await;
 }
 
+/// Of all messages, to one subscription.
+fn replay_to(subscription: &str, force: bool) -> Replay {
+    let until = jiff::Timestamp::now() + HOUR;
+    Replay { subscription: name(subscription), topic: None, since: None, until, priority: Priority::BULK, force }
+}
+
+/// Replays to the end, by steps of two messages; answers how many are owed once more.
+async fn replay_all(fixture: &Fixture, replay: &Replay) -> u64 {
+    let (mut changed, mut next) = (0, Some(0));
+    while let Some(from) = next {
+        let step = fixture.store.replay(replay, from, 2).await.unwrap();
+        changed += step.changed;
+        next = step.next;
+    }
+    changed
+}
+
+/// Replays without force, after it was seen that a dry run says the same. Answers how many are owed once more, and how
+/// many are left.
+async fn replay_the_rest(fixture: &Fixture, subscription: &str) -> (u64, u64) {
+    let replay = replay_to(subscription, false);
+    let Replayable { messages, processed } = fixture.store.replayable(&replay).await.unwrap();
+    assert_eq!(replay_all(fixture, &replay).await, messages);
+    (messages, processed)
+}
+
+/// Processes all that is due, as a publisher does: nothing is marked. Answers the ids.
+async fn publish(fixture: &Fixture, subscription: SubscriptionId) -> Vec<String> {
+    let mut published = Vec::new();
+    for lane in [Lane::Primary, Lane::Backfill] {
+        while let Some(batch) = fixture.store.claim(ClaimRequest { lane, ..request(subscription) }).await.unwrap() {
+            let done = Verdict::Complete { mark: false };
+            let group: Vec<_> = (0..batch.deliveries.len()).map(|n| settlement(&batch, n, done.clone())).collect();
+            fixture.settle_all(&group).await;
+            published.extend(ids(&batch).into_iter().map(str::to_owned));
+        }
+    }
+    published
+}
+
+/// Heartbeats of a node, until it is known how far messages were routed to what was stopped.
+async fn known_ends(fixture: &Fixture) {
+    if fixture.is_sqlite() {
+        return; // There it is known at once.
+    }
+    let mut sql = fixture.sql().await;
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while sql.number("select count(*) from @routed where stopped_by is not null and until_seq is null").await > 0 {
+        assert!(std::time::Instant::now() < deadline, "no end is found");
+        fixture.store.heartbeat(&name("node"), HOUR).await.unwrap();
+    }
+}
+
 conformance! {
+    async fn what_was_published_is_sent_again_only_by_force(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue_ids(&["a", "b", "c"]).await;
+        assert_eq!(publish(fixture, subscription).await, ["a", "b", "c"]);
+        assert_eq!(fixture.sql().await.count("marker").await, 0, "nothing says that they were");
+        assert_eq!(replay_the_rest(fixture, "handler").await, (0, 3));
+        assert_eq!(publish(fixture, subscription).await, [""; 0]);
+        assert_eq!(replay_all(fixture, &replay_to("handler", true)).await, 3);
+        assert_eq!(replay_the_rest(fixture, "handler").await, (0, 0), "they are owed");
+        assert_eq!(publish(fixture, subscription).await, ["a", "b", "c"]);
+        assert_eq!(replay_the_rest(fixture, "handler").await, (0, 3));
+    }
+
+    async fn a_message_whose_marker_is_cleaned_up_still_counts_as_processed(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue_ids(&["a", "b"]).await;
+        let batch = fixture.claim_some(subscription).await;
+        fixture.settle_all(&complete_all(&batch)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let now = fixture.store.now().await.unwrap();
+        assert_eq!(fixture.store.clean(Cleanup::Markers, now, 0, 10).await.unwrap().changed, 2);
+        assert_eq!(replay_the_rest(fixture, "handler").await, (0, 2));
+    }
+
+    async fn a_purged_dead_letter_counts_as_processed(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        buried(fixture, subscription, &["m"], Reason::TRAP).await;
+        assert_eq!(replay_the_rest(fixture, "handler").await, (0, 0), "it is among the dead letters");
+        assert_eq!(act(fixture, DeadLetterAction::Purge, &all(), 10).await, [1]);
+        assert_eq!(replay_the_rest(fixture, "handler").await, (0, 1));
+    }
+
+    async fn what_is_older_than_the_subscription_is_replayed_once(fixture: &Fixture) {
+        fixture.subscribe_to(&[("other", "t.>")]).await;
+        fixture.enqueue_ids(&["a", "b", "c"]).await;
+        let subscriptions = fixture.subscribe_to(&[("other", "t.>"), ("late", "t.>")]).await;
+        fixture.enqueue_ids(&["d"]).await;
+        assert_eq!(publish(fixture, subscriptions[1]).await, ["d"]);
+        assert_eq!(replay_the_rest(fixture, "late").await, (3, 1));
+        assert_eq!(replay_the_rest(fixture, "late").await, (0, 1), "they are owed");
+        assert_eq!(publish(fixture, subscriptions[1]).await, ["a", "b", "c"]);
+        assert_eq!(replay_the_rest(fixture, "late").await, (0, 4));
+        assert_eq!(replay_all(fixture, &replay_to("late", true)).await, 4);
+
+        // What is noted of messages that are gone goes with the next replay.
+        assert_eq!(publish(fixture, subscriptions[1]).await, ["a", "b", "c", "d"]);
+        let mut sql = fixture.sql().await;
+        assert_eq!(sql.count("replayed").await, 3);
+        sql.run("delete from @message where id in ('a', 'b')").await;
+        assert_eq!(replay_the_rest(fixture, "late").await, (0, 2));
+        assert_eq!(sql.count("replayed").await, 1);
+    }
+
+    async fn what_came_while_a_subscription_was_off_or_had_another_pattern_is_replayed(fixture: &Fixture) {
+        let to = |id: &str, topic: &str| NewMessage { topic: Topic::parse(topic).unwrap(), ..message(id) };
+        let of = async |id: &str, topic: &str| fixture.enqueue(&[to(id, topic)]).await;
+        let subscription = fixture.subscribe_to(&[("s", "t.a")]).await[0];
+        of("on", "t.a").await;
+        of("elsewhere", "t.b").await;
+        // Applied once more with another change: it goes on.
+        fixture.subscribe_to(&[("s", "t.a"), ("other", "t.>")]).await;
+        of("still-on", "t.a").await;
+        assert_eq!(publish(fixture, subscription).await, ["on", "still-on"]);
+        assert_eq!(fixture.sql().await.number("select count(*) from @routed").await, 2);
+
+        fixture.subscribe_to(&[("other", "t.>")]).await;
+        known_ends(fixture).await;
+        of("off", "t.a").await;
+        fixture.subscribe_to(&[("s", "t.a"), ("other", "t.>")]).await;
+        of("on-again", "t.a").await;
+        assert_eq!(publish(fixture, subscription).await, ["on-again"]);
+        assert_eq!(replay_the_rest(fixture, "s").await, (1, 3));
+        assert_eq!(publish(fixture, subscription).await, ["off"]);
+
+        // The pattern is wider now, and what it was before is not forgotten.
+        fixture.subscribe_to(&[("s", "t.>"), ("other", "t.>")]).await;
+        of("wide", "t.b").await;
+        assert_eq!(publish(fixture, subscription).await, ["wide"]);
+        assert_eq!(replay_the_rest(fixture, "s").await, (1, 5));
+        assert_eq!(publish(fixture, subscription).await, ["elsewhere"]);
+    }
+
+    async fn of_a_subscription_that_is_older_than_its_notes_all_counts_as_processed(fixture: &Fixture) {
+        let subscription = fixture.subscribe_to(&[("old", "t.>"), ("off", "t.>")]).await[0];
+        fixture.enqueue_ids(&["a", "b"]).await;
+        fixture.subscribe_to(&[("old", "t.>")]).await;
+        assert_eq!(publish(fixture, subscription).await, ["a", "b"]);
+        let mut sql = fixture.sql().await;
+        let migration = match fixture.is_sqlite() {
+            true => {
+                sql.run("drop trigger laneway_subscription_begins; drop trigger laneway_subscription_changes").await;
+                include_str!("../../../migrations/sqlite/0005_routed.sql")
+            }
+            false => {
+                sql.run(
+                    "drop function @note_routed cascade; drop function @bound_routed_now_and_then cascade;
+                     drop function @bound_routed",
+                )
+                .await;
+                include_str!("../../../migrations/postgres/0005_routed.sql")
+            }
+        };
+        sql.run("drop table @routed; drop table @replayed").await;
+        sql.run(migration).await;
+        known_ends(fixture).await;
+        fixture.enqueue_ids(&["c"]).await;
+        assert_eq!(publish(fixture, subscription).await, ["c"]);
+        assert_eq!(replay_the_rest(fixture, "old").await, (0, 3));
+        fixture.subscribe_to(&[("old", "t.>"), ("off", "t.>"), ("new", "t.>")]).await;
+        assert_eq!(replay_the_rest(fixture, "off").await, (1, 2), "c came while it was off");
+        assert_eq!(replay_the_rest(fixture, "new").await, (3, 0));
+    }
+
     async fn a_replayed_letter_is_as_new_and_due_at_once(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
         let backfill = ClaimRequest { lane: Lane::Backfill, ..request(subscription) };
@@ -219,27 +385,23 @@ conformance! {
             priority: Priority::BULK,
             force,
         };
-        for (replay, wanted) in [(replay(None, false), 1), (replay(None, true), 2), (replay(Some("t.y.*"), true), 1), (replay(Some("u.>"), true), 0)] {
-            assert_eq!(fixture.store.replayable(&replay).await.unwrap(), wanted, "{replay:?}");
+        for (replay, messages, processed) in [
+            (replay(None, false), 0, 2),
+            (replay(None, true), 2, 0),
+            (replay(Some("t.y.*"), true), 1, 0),
+            (replay(Some("u.>"), true), 0, 0),
+        ] {
+            assert_eq!(fixture.store.replayable(&replay).await.unwrap(), Replayable { messages, processed }, "{replay:?}");
         }
-        let steps = async |replay: Replay| -> Vec<u64> {
-            let (mut steps, mut next) = (Vec::new(), Some(0));
-            while let Some(from) = next {
-                let step = fixture.store.replay(&replay, from, 2).await.unwrap();
-                steps.push(step.changed);
-                next = step.next;
-            }
-            steps
-        };
-        assert_eq!(steps(replay(None, false)).await.iter().sum::<u64>(), 1, "markers are respected");
-        assert_eq!(steps(replay(None, true)).await.iter().sum::<u64>(), 1, "m1 is owed already");
-        assert_eq!(steps(replay(None, true)).await.iter().sum::<u64>(), 0);
+        assert_eq!(replay_all(fixture, &replay(None, false)).await, 0, "both were processed");
+        assert_eq!(replay_all(fixture, &replay(None, true)).await, 2);
+        assert_eq!(replay_all(fixture, &replay(None, true)).await, 0, "they are owed already");
         assert_eq!(ids(&fixture.claim_some(subscriptions[0]).await), ["owed"], "the primary lane is not disturbed");
         let backfill = ClaimRequest { lane: Lane::Backfill, check_markers: true, ..request(subscriptions[0]) };
         let batch = fixture.store.claim(backfill).await.unwrap().unwrap();
         assert_eq!(ids(&batch), ["m1", "m2"]);
         assert!(batch.deliveries.iter().all(|delivery| !delivery.processed), "the marker of m2 is gone");
-        assert_eq!(steps(replay(None, true)).await.iter().sum::<u64>(), 0, "they are in work");
+        assert_eq!(replay_all(fixture, &replay(None, true)).await, 0, "they are in work");
         fixture.settle_all(&complete_all(&batch)).await;
         assert!(fixture.store.claim(ClaimRequest { subscription: subscriptions[1], ..backfill }).await.unwrap().is_none());
         let nobody = Replay { subscription: name("nobody"), ..replay(None, false) };
@@ -263,4 +425,44 @@ conformance! {
         assert!(fixture.claim(subscription).await.is_none(), "a second delivery of one message");
         fixture.settle_all(&complete_all(&batch)).await;
     }
+}
+
+/// On SQLite nobody writes beside another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_beside_a_change_of_the_subscription_counts_as_processed() {
+    let test = "replay::what_is_written_beside_a_change_of_the_subscription_counts_as_processed";
+    on_postgres(test, async |fixture: &Fixture| {
+        let insert = |id: &str| format!("insert into @message (id, topic, payload) values ('{id}', 't.x', '')");
+        fixture.subscribe_to(&[("other", "t.>")]).await;
+        fixture.enqueue_ids(&["before"]).await;
+        let (mut first, mut second, mut third) = (fixture.sql().await, fixture.sql().await, fixture.sql().await);
+        for (sql, id) in [(&mut first, "whole"), (&mut second, "in-part")] {
+            sql.run("begin; savepoint part").await;
+            sql.run(&insert(id)).await;
+        }
+        second.run("release savepoint part").await;
+        // They may have been routed to it: a statement that began before it may end after it.
+        let number = fixture.subscribe_to(&[("other", "t.>"), ("new", "t.>")]).await[1];
+        first.run("commit").await;
+        second.run("commit").await;
+        fixture.enqueue_ids(&["after"]).await;
+        assert_eq!(publish(fixture, number).await, ["after"]);
+        assert_eq!(replay_the_rest(fixture, "new").await, (1, 3));
+        assert_eq!(publish(fixture, number).await, ["before"]);
+
+        // A transaction that sees for ever what it has seen once goes on by that.
+        third.run("begin isolation level repeatable read; select 1 from @subscription").await;
+        fixture.subscribe_to(&[("other", "t.>")]).await;
+        fixture.store.heartbeat(&name("node"), HOUR).await.unwrap();
+        fixture.store.heartbeat(&name("node"), HOUR).await.unwrap();
+        third.run(&insert("stale")).await;
+        third.run("commit").await;
+        known_ends(fixture).await;
+        fixture.enqueue_ids(&["off"]).await;
+        fixture.subscribe_to(&[("other", "t.>"), ("new", "t.>")]).await;
+        assert_eq!(publish(fixture, number).await, ["stale"]);
+        assert_eq!(replay_the_rest(fixture, "new").await, (1, 5));
+        assert_eq!(publish(fixture, number).await, ["off"]);
+    })
+    .await;
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use jiff::Timestamp;
-use laneway_core::{Name, Priority, Replay, TopicPattern};
+use laneway_core::{Name, Priority, Replay, Replayable, TopicPattern};
 use laneway_engine::Work;
 use serde::Serialize;
 
@@ -27,7 +27,13 @@ pub struct Args {
     /// Their priority: bulk, low, normal, high, critical or a number. They come by the backfill lane all the same
     #[arg(long, default_value = "bulk", allow_hyphen_values = true, value_parser = parse_priority)]
     priority: Priority,
-    /// Also those that were processed: forget that they were
+    /// Also those that count as processed: forget that they were
+    ///
+    /// A message counts as processed if there is a marker of it, if a replay has owed it once already, or if it was
+    /// routed to the subscription when it was written, and is neither waiting nor among the dead letters now. So do
+    /// those whose dead letter was purged, and, on PostgreSQL, those that were written while others changed the
+    /// subscription: they may have been routed. Of a subscription that is older than version 5 of the schema, all that
+    /// was written before that counts as processed.
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -57,6 +63,8 @@ struct Replayed {
     replay: Replay,
     dry_run: bool,
     messages: u64,
+    /// Left, since they count as processed.
+    processed: u64,
 }
 
 pub async fn run(shared: &Shared, args: Args) -> Result<()> {
@@ -67,12 +75,16 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
         None => store.now().await?,
     };
     let replay = Replay { subscription, topic, since, until, priority, force };
+    let Replayable { messages, processed } = store.replayable(&replay).await?;
     let count = match batch.dry_run {
-        true => store.replayable(&replay).await?,
+        true => messages,
         false => sweep(&*store, Work::Replay(replay.clone()), batch.batch_size, "replayed").await?,
     };
     if shared.json {
-        return output::json(&Replayed { replay, dry_run: batch.dry_run, messages: count });
+        return output::json(&Replayed { replay, dry_run: batch.dry_run, messages: count, processed });
+    }
+    if processed > 0 {
+        eprintln!("{processed} message(s) count as processed and are left; --force delivers them once more.");
     }
     output::line(&match (count, batch.dry_run) {
         (0, _) => "No messages to replay.".to_owned(),

@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
-    Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Step, StoreError,
+    Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable, Step,
+    StoreError,
 };
 use laneway_outbox::OutboxError;
 use sqlx::Row as _;
@@ -49,7 +50,7 @@ impl Maintenance for PostgresStore {
         replay::replay(self.database(), replay, from, limit).await
     }
 
-    async fn replayable(&self, replay: &Replay) -> Result<u64, StoreError> {
+    async fn replayable(&self, replay: &Replay) -> Result<Replayable, StoreError> {
         replay::replayable(self.database(), replay).await
     }
 

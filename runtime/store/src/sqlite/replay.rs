@@ -1,7 +1,7 @@
 //! Messages of the outbox, delivered once more.
 
 use jiff::Timestamp;
-use laneway_core::{Replay, Step, StoreError, Topic};
+use laneway_core::{Replay, Replayable, Step, StoreError, Topic, TopicPattern};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -11,28 +11,57 @@ use super::writer::Durability;
 /// Messages that one query looks at where they are only counted.
 const COUNTED: u32 = 10_000;
 
+/// A stretch of the outbox that was routed to the subscription by one pattern.
+struct Routed {
+    pattern: TopicPattern,
+    from: i64,
+    until: Option<i64>,
+}
+
+impl Routed {
+    fn holds(&self, seq: i64, topic: &Topic) -> bool {
+        seq >= self.from && self.until.is_none_or(|until| seq <= until) && self.pattern.matches(topic)
+    }
+
+    fn read(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+        let pattern: String = row.try_get(0)?;
+        let pattern = TopicPattern::parse(&pattern).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        Ok(Self { pattern, from: row.try_get(1)?, until: row.try_get(2)? })
+    }
+}
+
 /// What a look at a part of the messages found.
 #[derive(Default)]
 struct Part {
     looked: u32,
     last: Option<i64>,
     chosen: Vec<i64>,
+    /// Those of them that were not routed to the subscription when they were written.
+    unrouted: Vec<i64>,
+    processed: u64,
 }
 
 impl Part {
     /// Takes a row of [`look`].
-    fn take(&mut self, row: &SqliteRow, replay: &Replay) -> Result<(), sqlx::Error> {
+    fn take(&mut self, row: &SqliteRow, replay: &Replay, routed: &[Routed]) -> Result<(), sqlx::Error> {
         let seq: i64 = row.try_get(0)?;
         self.looked += 1;
         self.last = Some(seq);
-        let fits = row.try_get::<Option<i64>, _>(2)? == Some(1);
-        if fits
-            && replay
-                .topic
-                .as_ref()
-                .is_none_or(|pattern| row.try_get(1).is_ok_and(|topic| pattern.matches(&Topic::from_stored(topic))))
-        {
-            self.chosen.push(seq);
+        if row.try_get::<Option<i64>, _>(2)? != Some(1) {
+            return Ok(());
+        }
+        let topic = Topic::from_stored(row.try_get(1)?);
+        if replay.topic.as_ref().is_some_and(|pattern| !pattern.matches(&topic)) {
+            return Ok(());
+        }
+        let is_routed = routed.iter().any(|routed| routed.holds(seq, &topic));
+        if !replay.force && (is_routed || row.try_get::<i64, _>(3)? == 1) {
+            self.processed += 1;
+            return Ok(());
+        }
+        self.chosen.push(seq);
+        if !is_routed {
+            self.unrouted.push(seq);
         }
         Ok(())
     }
@@ -42,7 +71,16 @@ impl Part {
     }
 }
 
-/// The next messages, each with its topic and whether it is to be delivered once more to the subscription.
+/// What was routed to the subscription.
+fn routed(replay: &Replay) -> Statement<'_> {
+    let query = "-- maintain.routed
+        SELECT r.pattern, r.from_seq, r.until_seq FROM laneway_subscription s
+        JOIN laneway_routed r ON r.subscription_id = s.id WHERE s.name = ?";
+    sqlx::query(query).bind(replay.subscription.as_str())
+}
+
+/// The next messages: each with its topic, whether the replay is about it, and whether it was processed for all that
+/// markers and earlier replays say.
 fn look(replay: &Replay, from: i64, limit: u32) -> Statement<'_> {
     let query = "-- maintain.look_at_replayed
         SELECT m.seq, m.topic, (s.pattern = m.topic OR (
@@ -52,19 +90,19 @@ fn look(replay: &Replay, from: i64, limit: u32) -> Statement<'_> {
                     SELECT 1 FROM json_each(s.literals) l WHERE l.value IS NOT
                         json_extract('[\"' || replace(m.topic, '.', '\",\"') || '\"]', '$[' || l.key || ']')))))
             AND m.created_at >= coalesce(?2, 0) AND m.created_at < ?3
-            AND (?4 OR NOT EXISTS (SELECT 1 FROM laneway_marker k
-                WHERE k.subscription_id = s.id AND k.message_id = m.id))
             AND NOT EXISTS (SELECT 1 FROM laneway_delivery d WHERE d.id = m.seq * 1048576 + s.id)
             AND NOT EXISTS (SELECT 1 FROM laneway_dead_letter f
-                WHERE f.message_seq = m.seq AND f.subscription_id = s.id)
+                WHERE f.message_seq = m.seq AND f.subscription_id = s.id),
+            EXISTS (SELECT 1 FROM laneway_marker k WHERE k.subscription_id = s.id AND k.message_id = m.id)
+                OR EXISTS (SELECT 1 FROM laneway_replayed e
+                    WHERE e.subscription_id = s.id AND e.message_seq = m.seq)
         FROM laneway_subscription s CROSS JOIN (
-            SELECT seq, id, topic, created_at FROM laneway_message WHERE seq > ?5 ORDER BY seq LIMIT ?6 + 0) m
+            SELECT seq, id, topic, created_at FROM laneway_message WHERE seq > ?4 ORDER BY seq LIMIT ?5 + 0) m
         WHERE s.name = ?1 ORDER BY m.seq";
     sqlx::query(query)
         .bind(replay.subscription.as_str())
         .bind(replay.since.map(Timestamp::as_millisecond))
         .bind(replay.until.as_millisecond())
-        .bind(replay.force)
         .bind(from)
         .bind(limit)
 }
@@ -87,8 +125,16 @@ pub(super) async fn replay(
 ) -> Result<Step, StoreError> {
     let id = subscription(&mut connections.reader().await?, replay).await?;
     let mut transaction = connections.begin(Durability::Flushed).await?;
+    let mut known = Vec::new();
+    transaction.each(routed(replay), |row| Routed::read(row).map(|routed| known.push(routed))).await?;
     let mut part = Part::default();
-    transaction.each(look(replay, from, limit), |row| part.take(row, replay)).await?;
+    transaction.each(look(replay, from, limit), |row| part.take(row, replay, &known)).await?;
+    let query = "-- maintain.forget_replayed
+        DELETE FROM laneway_replayed WHERE (subscription_id, message_seq) IN (
+            SELECT e.subscription_id, e.message_seq FROM laneway_replayed e WHERE e.subscription_id = ?
+                AND e.message_seq < (SELECT min(m.seq) FROM laneway_message m)
+            ORDER BY e.message_seq LIMIT ? + 0)";
+    transaction.execute(sqlx::query(query).bind(id).bind(limit)).await?;
     if let (Some(first), Some(last)) = (part.chosen.first(), part.chosen.last()) {
         let seqs = json(&part.chosen)?;
         if replay.force {
@@ -100,6 +146,10 @@ pub(super) async fn replay(
         let query = "-- maintain.route
             DELETE FROM laneway_unrouted WHERE message_seq IN (SELECT value FROM json_each(?))";
         transaction.execute(sqlx::query(query).bind(seqs.as_str())).await?;
+        let query = "-- maintain.remember_replayed
+            INSERT INTO laneway_replayed (subscription_id, message_seq) SELECT ?, value FROM json_each(?) WHERE true
+            ON CONFLICT DO NOTHING";
+        transaction.execute(sqlx::query(query).bind(id).bind(json(&part.unrouted)?)).await?;
         let query = concat!(
             "-- maintain.owe_messages
             INSERT INTO laneway_delivery (id, subscription_id, lane, priority, message_seq, available_at, key, parked)
@@ -124,19 +174,21 @@ pub(super) async fn replay(
     Ok(Step { changed: part.chosen.len() as u64, next: part.next(limit) })
 }
 
-/// How many messages would be owed in all.
-pub(super) async fn replayable(connections: &Connections, replay: &Replay) -> Result<u64, StoreError> {
-    let mut count = 0;
+/// How many messages would be owed in all, and how many left.
+pub(super) async fn replayable(connections: &Connections, replay: &Replay) -> Result<Replayable, StoreError> {
+    let mut found = Replayable { messages: 0, processed: 0 };
     let mut from = 0;
     loop {
         let mut reader = connections.reader().await?;
         subscription(&mut reader, replay).await?;
+        let known = reader.all(routed(replay), Routed::read).await?;
         let mut part = Part::default();
-        reader.each(look(replay, from, COUNTED), |row| part.take(row, replay)).await?;
-        count += part.chosen.len() as u64;
+        reader.each(look(replay, from, COUNTED), |row| part.take(row, replay, &known)).await?;
+        found.messages += part.chosen.len() as u64;
+        found.processed += part.processed;
         match part.next(COUNTED) {
             Some(next) => from = next,
-            None => return Ok(count),
+            None => return Ok(found),
         }
     }
 }
