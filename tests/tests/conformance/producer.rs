@@ -35,6 +35,77 @@ conformance! {
         assert!(id[19..20].contains(['8', '9', 'a', 'b']), "{id} has another variant");
     }
 
+    async fn a_payload_given_as_text_is_delivered_byte_for_byte(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        let mut sql = fixture.sql().await;
+        // As `payload`, PostgreSQL would read each of them in the notation of bytea.
+        let column = if fixture.is_sqlite() { "payload" } else { "payload_text" };
+        let texts = [
+            r#"{"path": "C:\\dir", "line": "a\nb"}"#,
+            r#"{"said": "\"yes\"", "name": "\u00e9"}"#,
+            r"\x4142",
+            r"\101",
+            r"\",
+            "",
+            "{ \"a\" : 1e400,\t\"a\": 00 }\n",
+            "grüße, 飛行 \u{1f6eb}",
+        ];
+        for (n, text) in texts.iter().enumerate() {
+            sql.run(&format!(
+                "insert into @message (id, topic, {column}, content_type) values ('{n}', 't.x', '{text}', 'text/plain')"
+            ))
+            .await;
+        }
+        let batch = fixture.claim_some(subscription).await;
+        let came: Vec<_> = batch.deliveries.iter().map(|d| std::str::from_utf8(&d.message.payload).unwrap()).collect();
+        assert_eq!(came, texts);
+        if !fixture.is_sqlite() {
+            assert_eq!(sql.number("select count(*) from @message where payload_text is not null").await, 0);
+        }
+    }
+
+    async fn a_message_without_a_payload_is_refused_and_the_error_names_the_payload(fixture: &Fixture) {
+        fixture.subscribe().await;
+        let mut sql = fixture.sql().await;
+        let mut inserts = vec![
+            "insert into @message (topic) values ('t.x')",
+            "insert into @message (topic, payload) values ('t.x', null)",
+        ];
+        if !fixture.is_sqlite() {
+            inserts.push("insert into @message (topic, payload_text) values ('t.x', null)");
+        }
+        for insert in inserts {
+            let refusal = sql.refusal(insert).await;
+            assert!(refusal.contains("payload"), "{insert}: {refusal}");
+            assert!(fixture.is_sqlite() || refusal.contains("give payload_text"), "{insert}: {refusal}");
+        }
+    }
+
+    async fn a_time_in_seconds_is_refused_and_the_error_says_what_is_wanted(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        let mut sql = fixture.sql().await;
+        for column in ["available_at", "created_at"] {
+            for time in ["1767225600", "'1767225600'", "946684799999", "-1", "0"] {
+                let insert = format!("insert into @message (topic, payload, {column}) values ('t.x', '{{}}', {time})");
+                let refusal = sql.refusal(&insert).await;
+                if fixture.is_sqlite() {
+                    let words = ["created_at and available_at", "milliseconds since 1970", "seconds"];
+                    assert!(words.iter().all(|word| refusal.contains(word)), "{insert}: {refusal}");
+                } else {
+                    // There a number is no time.
+                    let words = ["is of type timestamp", "time zone", "out of range"];
+                    assert!(words.iter().any(|word| refusal.contains(word)), "{insert}: {refusal}");
+                }
+            }
+        }
+        let time = if fixture.is_sqlite() { "946684800000" } else { "'2000-01-01T00:00Z'" };
+        let insert = format!(
+            "insert into @message (id, topic, payload, created_at, available_at) values ('m', 't.x', '', {time}, {time})"
+        );
+        sql.run(&insert).await;
+        assert_eq!(ids(&fixture.claim_some(subscription).await), ["m"]);
+    }
+
     async fn ids_that_the_database_makes_sort_by_time(fixture: &Fixture) {
         let subscription = fixture.subscribe().await;
         let mut sql = fixture.sql().await;
@@ -198,6 +269,7 @@ async fn a_role_that_may_only_insert_is_a_full_producer() {
         sql.run(&format!("set role {role}")).await;
         sql.run("insert into @message (id, topic, payload) values ('m', 't.x', '{}')").await;
         sql.run("insert into @message (topic, payload) values ('nobody', '{}')").await;
+        sql.run("insert into @message (topic, payload_text) values ('nobody', '{}')").await;
         assert_eq!(
             sql.run("insert into @message (id, topic, payload) values ('m', 't.x', '') on conflict do nothing")
                 .await,
@@ -213,6 +285,61 @@ async fn a_role_that_may_only_insert_is_a_full_producer() {
         sql.run("reset role").await;
         sql.run(&format!("drop owned by {role}; drop role {role}")).await;
         assert_eq!(ids(&fixture.claim_some(subscription).await), ["m", "n"]);
+    })
+    .await;
+}
+
+/// On SQLite `payload` takes text as it is.
+#[tokio::test]
+async fn payload_text_takes_what_drivers_send_as_text_or_json() {
+    let test = "producer::payload_text_takes_what_drivers_send_as_text_or_json";
+    on_postgres(test, async |fixture: &Fixture| {
+        let subscription = fixture.subscribe().await;
+        let mut sql = fixture.sql().await;
+        let json = r#"{"b": "\\d", "a": 1}"#;
+        for kind in ["text", "varchar", "json", "jsonb"] {
+            // Drivers say of what type a parameter is, or leave it open.
+            sql.run(&format!(
+                "prepare p_{kind}({kind}) as insert into @message (topic, payload_text) values ('t.x', $1);
+                 execute p_{kind}('{json}')"
+            ))
+            .await;
+        }
+        sql.run(&format!(
+            "prepare p as insert into @message (topic, payload_text) values ('t.x', $1); execute p('{json}')"
+        ))
+        .await;
+        let batch = fixture.claim_some(subscription).await;
+        let came: Vec<_> =
+            batch.deliveries.iter().map(|d| std::str::from_utf8(&d.message.payload).unwrap()).collect();
+        let reordered = r#"{"a": 1, "b": "\\d"}"#;
+        assert_eq!(came, [json, json, json, reordered, json], "jsonb has an order of its own");
+
+        for (insert, words) in [
+            ("(topic, payload_text, payload) values ('t.x', '{}', '')", "two payloads"),
+            ("(topic, payload_text, payload) values ('t.x', '', '{}')", "two payloads"),
+            // A driver's bytes, which PostgreSQL turns into text.
+            ("(topic, payload_text) values ('t.x', '{}'::bytea)", "give bytes as payload"),
+        ] {
+            let refusal = sql.refusal(&format!("insert into @message {insert}")).await;
+            assert!(refusal.contains(words), "{insert}: {refusal}");
+        }
+        let large =
+            format!("insert into @message (topic, payload_text) values ('t.x', repeat('ä', {PAYLOAD_BYTES_MAX}))");
+        let refusal = sql.refusal(&large).await;
+        assert!(refusal.contains(&PAYLOAD_BYTES_MAX.to_string()), "{refusal}");
+    })
+    .await;
+}
+
+/// Bytes of text that no C string holds are kept too.
+#[tokio::test]
+async fn text_with_a_nul_is_delivered_whole_on_sqlite() {
+    on_sqlite(async |fixture: &Fixture| {
+        let subscription = fixture.subscribe().await;
+        let mut sql = fixture.sql().await;
+        sql.run("insert into @message (topic, payload) values ('t.x', cast(x'610062' as text))").await;
+        assert_eq!(&fixture.claim_some(subscription).await.deliveries[0].message.payload[..], b"a\0b");
     })
     .await;
 }
