@@ -16,6 +16,10 @@ pub enum StoreError {
     /// The database cannot be reached, or went away; the same call may succeed later.
     #[error("database is not reachable: {0}")]
     Unavailable(String),
+    /// The database does not let this program do its work until somebody changes something there: rights of its role,
+    /// a setting of the server. Nothing is wrong with what was to be written.
+    #[error("database is not set up for this: {0}")]
+    Misconfigured(String),
     /// The schema is older than this program.
     #[error("database is at schema version {found}, this program needs {needed}; run `laneway migrate`")]
     SchemaOlder {
@@ -52,6 +56,13 @@ impl StoreError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+
+    /// Whether the fault is the database's, and not that of what was to be written: the same call succeeds once the
+    /// database is back, or was mended.
+    #[must_use]
+    pub fn is_of_database(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Misconfigured(_))
     }
 }
 

@@ -8,8 +8,12 @@ use laneway_core::{DeliveryId, LeaseToken, Renewal, Store, SubscriptionId};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
+use crate::outage::Outage;
+
 /// Part of a lease after which it is renewed: early enough for two more tries.
 const RENEW_AFTER: u32 = 3;
+/// Wait before a renewal that failed is tried again.
+const RENEW_AGAIN: Duration = Duration::from_millis(200);
 /// Shortest sleep between two looks at the leases.
 const TICK_MIN: Duration = Duration::from_millis(10);
 
@@ -21,14 +25,28 @@ struct Held {
 }
 
 /// The leases of one node.
-#[derive(Default)]
 pub(crate) struct Leases {
     held: Mutex<HashMap<LeaseToken, Held>>,
     /// Told when a lease was added, which may be due for renewal earlier than all others.
     added: Notify,
+    /// Whether they cannot be renewed at present.
+    outage: Outage,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        let outage = Outage::new("leases could not be renewed");
+        Self { held: Mutex::default(), added: Notify::new(), outage }
+    }
 }
 
 impl Leases {
+    /// Whether leases could not be renewed. Some may have ended, and a claim would take their deliveries back and run
+    /// them again, though this node still has them.
+    pub fn are_failing(&self) -> bool {
+        self.outage.is_on()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<LeaseToken, Held>> {
         // Each critical section leaves the map whole.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,6 +130,7 @@ impl Leases {
             if !due.is_empty() {
                 match store.renew(&due).await {
                     Ok(lost) => {
+                        self.outage.over();
                         // Counted from before the call: the database set the new end no earlier than that.
                         self.renewed(&due, now);
                         if !lost.is_empty() {
@@ -121,8 +140,9 @@ impl Leases {
                         debug!(leases = due.len(), "leases renewed");
                     }
                     Err(error) => {
-                        warn!(%error, "leases could not be renewed; trying again");
-                        tokio::time::sleep(Duration::from_millis(200)).await;
+                        self.outage.failed(&error, due.iter().map(|renewal| renewal.deliveries.len()).sum());
+                        // Soon, so that what ended meanwhile is renewed before anybody takes it back.
+                        tokio::time::sleep(RENEW_AGAIN).await;
                     }
                 }
                 continue;

@@ -18,6 +18,7 @@ mod health;
 mod lanes;
 mod leases;
 mod options;
+mod outage;
 mod overlay;
 mod pace;
 mod poll;

@@ -157,6 +157,8 @@ impl Relay {
         if in_hand >= room * IN_HAND_CLAIMS_MAX
             || self.work.lanes.waiting(Lane::Primary) >= room
             || self.settler.is_heavy()
+            || self.settler.is_waiting_for_database()
+            || self.settler.leases.are_failing()
         {
             return Ok(Look::Full);
         }

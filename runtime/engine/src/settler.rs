@@ -10,13 +10,14 @@ use laneway_core::{
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info};
 
 use crate::active::Active;
 use crate::begin::Begins;
 use crate::lanes::Item;
 use crate::leases::Leases;
 use crate::options::EngineOptions;
+use crate::outage::Outage;
 use crate::slot::settlement;
 use crate::stats::Stats;
 use crate::verdict::rule;
@@ -24,6 +25,8 @@ use crate::versions::Choice;
 
 /// First and longest wait before a commit is tried again on a database that is out of reach.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Wait before an outcome that the database does not take, while it takes others, is tried again.
+const PUT_BACK: Duration = Duration::from_secs(2);
 /// Most bytes that one commit writes, unless a single outcome writes more.
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes waiting to be written, over which nothing is claimed.
@@ -38,11 +41,13 @@ pub(crate) struct Outcome {
     era: Option<u64>,
     /// What the attempt ran on, if there was one.
     ran_on: Option<Choice>,
+    /// Whether the database did not take it before.
+    was_put_back: bool,
 }
 
 impl Outcome {
     pub fn new(work: &Arc<Active>, item: Item, settlement: Settlement, era: Option<u64>) -> Self {
-        Self { work: work.clone(), item, settlement, era, ran_on: None }
+        Self { work: work.clone(), item, settlement, era, ran_on: None, was_put_back: false }
     }
 
     /// That of an attempt.
@@ -82,6 +87,10 @@ pub(crate) struct Settler {
     unsettled: AtomicUsize,
     /// Bytes that these write.
     unsettled_bytes: AtomicUsize,
+    /// Whether the database takes no outcomes at present.
+    outage: Outage,
+    /// Whether it does not take some of them.
+    refusals: Outage,
     closed: AtomicBool,
     group_max: usize,
     group_ready: usize,
@@ -100,6 +109,8 @@ impl Settler {
             in_hand: AtomicUsize::new(0),
             unsettled: AtomicUsize::new(0),
             unsettled_bytes: AtomicUsize::new(0),
+            outage: Outage::new("outcomes could not be committed"),
+            refusals: Outage::new("an outcome could not be committed"),
             closed: AtomicBool::new(false),
             group_max: options.settle_group_max.max(1),
             group_ready: options.settle_group_ready.clamp(1, options.settle_group_max.max(1)),
@@ -176,6 +187,11 @@ impl Settler {
         (queue.drain(..take).collect(), bytes)
     }
 
+    /// Whether the database takes no outcomes. Then nothing is claimed either: the outcomes come first.
+    pub fn is_waiting_for_database(&self) -> bool {
+        self.outage.is_on()
+    }
+
     /// Whether so much waits to be written that nothing should be added.
     pub fn is_heavy(&self) -> bool {
         self.unsettled_bytes.load(Ordering::Acquire) > UNSETTLED_BYTES_MAX
@@ -204,7 +220,7 @@ impl Settler {
     }
 
     /// Commits a group, in parts if need be, until each outcome is committed, dropped or sent to run again.
-    async fn commit(&self, group: &mut Vec<Outcome>) {
+    async fn commit(self: &Arc<Self>, group: &mut Vec<Outcome>) {
         let mut backoff = BACKOFF.0;
         let mut part = usize::MAX;
         while !group.is_empty() {
@@ -221,23 +237,25 @@ impl Settler {
             }
             match report {
                 Ok(SettleReport::Committed { lost, duplicates }) => {
+                    self.outage.over();
                     Stats::add(&self.stats.groups, 1);
                     self.committed(outcomes, &lost, &duplicates);
                     part = usize::MAX;
                     backoff = BACKOFF.0;
                 }
                 Ok(SettleReport::Conflict(conflict)) => {
+                    self.outage.over();
                     self.conflicted(&mut outcomes, &conflict);
                     group.splice(0..0, outcomes);
                 }
                 Err(error) if error.is_transient() => {
-                    warn!(%error, outcomes = outcomes.len(), "outcomes could not be committed; trying again");
+                    self.outage.failed(&error, self.unsettled.load(Ordering::Acquire));
                     group.splice(0..0, outcomes);
                     tokio::time::sleep(backoff).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                 }
                 Err(error) if outcomes.len() > 1 => {
-                    warn!(%error, outcomes = outcomes.len(), "a group was refused; looking for the outcome at fault");
+                    debug!(%error, outcomes = outcomes.len(), "a group was refused; looking for the outcome at fault");
                     part = outcomes.len().div_ceil(2);
                     group.splice(0..0, outcomes);
                 }
@@ -251,9 +269,32 @@ impl Settler {
         }
     }
 
+    /// Puts an outcome back into the queue after a while. It is held under its lease meanwhile, and holds up no others.
+    fn put_back(self: &Arc<Self>, mut outcome: Outcome, error: &StoreError) {
+        outcome.was_put_back = true;
+        // All outcomes may meet the same, one by one.
+        if self.refusals.is_to_be_said(std::time::Instant::now()) {
+            error!(
+                message = %outcome.item.message.id, subscription = %outcome.work.subscription.name, %error,
+                "an outcome cannot be committed; it is kept, and tried again until the database takes it"
+            );
+        }
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
+        self.unsettled_bytes.fetch_add(outcome.bytes(), Ordering::AcqRel);
+        let settler = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(PUT_BACK).await;
+            settler.lock().push(outcome);
+            settler.wake.notify_one();
+        });
+    }
+
     fn committed(&self, outcomes: Vec<Outcome>, lost: &[usize], duplicates: &[usize]) {
         let stats = &self.stats;
         let lost: HashSet<usize> = lost.iter().copied().collect();
+        if outcomes.iter().any(|outcome| outcome.was_put_back) {
+            self.refusals.over();
+        }
         if !lost.is_empty() {
             info!(outcomes = lost.len(), "leases were lost; these outcomes are dropped");
         }
@@ -348,17 +389,18 @@ impl Settler {
         *group = fresh;
     }
 
-    /// The database refuses one outcome for good: it becomes a failed attempt, or is left to its lease's end.
-    fn refused(&self, outcome: Outcome, error: &StoreError) -> Option<Outcome> {
-        let Outcome { work, item, settlement: refused, era, ran_on } = outcome;
+    /// The database refuses one outcome. If that is the outcome's fault, it becomes a failed attempt. If it is the
+    /// database's, or the failed attempt is refused as well, it is kept: left to its lease's end it would be run again,
+    /// and in the end be a dead letter that blames its nodes.
+    fn refused(self: &Arc<Self>, outcome: Outcome, error: &StoreError) -> Option<Outcome> {
+        if error.is_of_database() || !matches!(outcome.settlement.verdict, Verdict::Complete { .. }) {
+            self.put_back(outcome, error);
+            return None;
+        }
+        let Outcome { work, item, settlement: refused, era, ran_on, was_put_back } = outcome;
         error!(message = %item.message.id, subscription = %work.subscription.name, %error, "outcome refused");
         if era.is_some() && refused.writes_state() {
             work.overlay.reset();
-        }
-        if !matches!(refused.verdict, Verdict::Complete { .. }) {
-            self.leases.remove(std::iter::once((item.token, item.id)));
-            work.lanes.drained.notify_one();
-            return None;
         }
         let failure =
             laneway_core::Failure::Retry { reason: Reason::HOST, error: ErrorText::new(error.to_string()) };
@@ -370,7 +412,7 @@ impl Settler {
         let (attempt, elapsed) = (item.attempt, item.elapsed());
         let ruling = rule(&work.subscription, failure, attempt, elapsed, &digest, rand::random(), is_trial)?;
         let settlement = settlement(&work, &item, ruling.verdict);
-        Some(Outcome { work, item, settlement, era: None, ran_on })
+        Some(Outcome { work, item, settlement, era: None, ran_on, was_put_back })
     }
 }
 

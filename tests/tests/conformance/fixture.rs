@@ -125,7 +125,7 @@ impl Fixture {
     pub async fn sql(&self) -> Sql {
         match &self.database {
             Database::Sqlite(file) => Sql::sqlite(file.path()).await,
-            Database::Postgres(database) => Sql::postgres(&database.url).await,
+            Database::Postgres(database) => Sql::postgres(&database.direct_url).await,
         }
     }
 

@@ -24,6 +24,7 @@ mod restores;
 mod routing;
 mod schedules;
 mod schema;
+mod sessions;
 mod settle;
 mod state;
 mod topology;

@@ -12,6 +12,7 @@ mod keys;
 mod lanes;
 mod leases;
 mod markers;
+mod outages;
 mod outcomes;
 mod pace;
 mod schedules;

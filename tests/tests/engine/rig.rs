@@ -227,7 +227,7 @@ impl Rig {
     /// Connects to a PostgreSQL database as a plain client.
     pub async fn postgres(&self) -> PgConnection {
         let Database::Postgres(database) = &self.database else { panic!("the database is on SQLite") };
-        PgConnection::connect(&database.url).await.unwrap()
+        PgConnection::connect(&database.direct_url).await.unwrap()
     }
 
     /// The same database under another retry policy.

@@ -56,12 +56,14 @@ impl Maintenance for PostgresStore {
 
     async fn cancel(&self, message: &MessageId) -> Result<Change, StoreError> {
         let mut connection = self.database().connection().await.map_err(classify)?;
-        laneway_outbox::cancel(connection.used(), message.as_str()).await.map_err(refused)
+        laneway_outbox::cancel(connection.used().begin_statement(), message.as_str()).await.map_err(refused)
     }
 
     async fn reschedule(&self, message: &MessageId, due: Timestamp) -> Result<Change, StoreError> {
         let mut connection = self.database().connection().await.map_err(classify)?;
-        laneway_outbox::reschedule(connection.used(), message.as_str(), due).await.map_err(refused)
+        laneway_outbox::reschedule(connection.used().begin_statement(), message.as_str(), due)
+            .await
+            .map_err(refused)
     }
 }
 

@@ -11,10 +11,14 @@ mod enqueue;
 mod health;
 mod lease;
 mod maintain;
+mod notifications;
 mod plugins;
+mod pool;
 mod replay;
 mod schedule;
 mod schema;
+mod servers;
+mod session;
 mod settle;
 mod socket;
 mod state;
@@ -38,17 +42,19 @@ use tokio::task::AbortHandle;
 
 use connection::{Database, classify};
 pub use schema::migrate;
+use servers::Servers;
 pub use view::wal_position;
 use wake::Wakes;
 
 /// Where the server is and how to use it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresOptions {
-    /// Address, `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Appears in no error and no log.
+    /// Address, `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. It may name several hosts, separated by commas, and
+    /// `?target_session_attrs=` which of them is wanted. Appears in no error and no log.
     pub url: String,
-    /// Most connections for statements; one more listens for wake-ups.
+    /// Most connections for statements; one more listens for wake-ups once somebody waits for them.
     pub connections_max: u32,
-    /// Longest wait for a connection.
+    /// Longest wait for a connection, and for a server to answer; with several hosts each has its part of it.
     pub acquire_timeout: Duration,
 }
 
@@ -104,10 +110,11 @@ impl PostgresStore {
     /// [`StoreError::NotOurs`] if something else uses its name, [`StoreError::Unavailable`] if the server cannot be
     /// reached.
     pub async fn open(options: PostgresOptions) -> Result<Self, StoreError> {
-        schema::check(&options).await?;
-        let database = Database::new(&options)?;
+        let servers = Arc::new(Servers::of(&options)?);
+        schema::check(&servers).await?;
+        let database = Database::new(Arc::clone(&servers), &options);
         let wakes = Arc::new(Wakes::default());
-        let listener = wake::listen(&options, Arc::clone(&wakes)).await?;
+        let listener = wake::listen(servers, database.clone(), options.acquire_timeout, Arc::clone(&wakes));
         let settled = Arc::default();
         let vacuum = vacuum::keep(database.clone(), Arc::clone(&settled));
         Ok(Self(Arc::new(Inner { database, wakes, listener, settled, memory: health::Memory::default(), vacuum })))

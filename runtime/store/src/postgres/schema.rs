@@ -8,6 +8,7 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 use super::PostgresOptions;
 use super::connection::{classify, connect};
+use super::servers::Servers;
 use crate::Migrated;
 use crate::migrations::{Found, Migrations};
 
@@ -22,7 +23,7 @@ static MIGRATIONS: LazyLock<Migrations> = LazyLock::new(|| {
 /// # Errors
 /// As for [`super::PostgresStore::open`], but for an older schema.
 pub async fn migrate(options: PostgresOptions, last: Option<i64>) -> Result<Migrated, StoreError> {
-    let mut connection = connect(&options).await?;
+    let mut connection = connect(&Servers::of(&options)?).await?;
     // Looks before it touches: a schema that is not ours stays as it is.
     let found = look(&mut connection).await?;
     let known = MIGRATIONS.newest();
@@ -41,8 +42,8 @@ pub async fn migrate(options: PostgresOptions, last: Option<i64>) -> Result<Migr
 }
 
 /// Checks that this program can work with the schema.
-pub(super) async fn check(options: &PostgresOptions) -> Result<(), StoreError> {
-    let mut connection = connect(options).await?;
+pub(super) async fn check(servers: &Servers) -> Result<(), StoreError> {
+    let mut connection = connect(servers).await?;
     let found = look(&mut connection).await?;
     connection.close().await.map_err(classify)?;
     MIGRATIONS.check(&found)

@@ -15,6 +15,7 @@ use sqlx::{Connection as _, Row as _};
 use super::PostgresOptions;
 use super::connection::{Database, Instant, Outcome, Session, classify, connect, count, microseconds, unreadable};
 use super::dead_letters::{bind_selection, selected};
+use super::servers::Servers;
 
 fn timestamp(row: &PgRow, column: usize) -> Outcome<Timestamp> {
     row.try_get::<Instant, _>(column)?.timestamp()
@@ -437,7 +438,7 @@ pub(super) async fn sign_off(database: &Database, node: &Name) -> Outcome<()> {
 /// # Errors
 /// [`StoreError::Unavailable`] if the server cannot be reached.
 pub async fn wal_position(options: &PostgresOptions) -> Result<u64, StoreError> {
-    let mut connection = connect(options).await?;
+    let mut connection = connect(&Servers::of(options)?).await?;
     let query = "-- view.wal_position
         SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint";
     let row = sqlx::query(query).fetch_one(&mut connection).await.map_err(classify)?;

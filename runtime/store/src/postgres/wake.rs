@@ -8,9 +8,11 @@ use laneway_core::{StoreError, SubscriptionId};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
-use super::PostgresOptions;
-use super::connection::{classify, connect_options};
+use super::connection::{Database, classify};
+use super::notifications;
+use super::servers::Servers;
 
 /// The trigger's channel.
 const CHANNEL: &str = "laneway";
@@ -27,6 +29,8 @@ pub(super) struct Wakes {
     waiting: Mutex<HashMap<SubscriptionId, Arc<Notify>>>,
     /// Told of changes of deployments.
     deployments: Notify,
+    /// Told that somebody waits.
+    awaited: Notify,
 }
 
 impl Wakes {
@@ -37,11 +41,13 @@ impl Wakes {
 
     /// Waits until messages may have come since the last call.
     pub(super) async fn woken(&self, subscription: SubscriptionId) {
+        self.awaited.notify_one();
         self.of(subscription).notified().await;
     }
 
     /// Waits until deployments may have changed since the last call.
     pub(super) async fn woken_by_deployments(&self) {
+        self.awaited.notify_one();
         self.deployments.notified().await;
     }
 
@@ -65,51 +71,79 @@ impl Wakes {
     }
 }
 
-/// Listens until the handle is aborted, connecting again when the connection is lost.
-pub(super) async fn listen(options: &PostgresOptions, wakes: Arc<Wakes>) -> Result<AbortHandle, StoreError> {
-    // Not one of the connections for statements: those must not run out because one listens.
+/// Listens from the first wait for a wake-up on, until the handle is aborted, connecting again when the connection is
+/// lost. Who only looks, as at a standby, which knows no `LISTEN`, never waits.
+pub(super) fn listen(
+    servers: Arc<Servers>,
+    database: Database,
+    patience: Duration,
+    wakes: Arc<Wakes>,
+) -> AbortHandle {
+    let task = tokio::spawn(async move {
+        wakes.awaited.notified().await;
+        tokio::join!(keep_listening(servers, patience, &wakes), notifications::keep(database));
+    });
+    task.abort_handle()
+}
+
+async fn keep_listening(servers: Arc<Servers>, patience: Duration, wakes: &Wakes) {
+    let mut backoff = BACKOFF_MIN;
+    // Said once for each time that it is lost.
+    let mut is_said = false;
+    loop {
+        let error = match connect(&servers, patience).await {
+            Ok(mut listener) => {
+                // What was committed before was not heard.
+                wakes.wake_all();
+                is_said = false;
+                let error = loop {
+                    match listener.try_recv().await {
+                        Ok(Some(notification)) => {
+                            backoff = BACKOFF_MIN;
+                            wakes.wake(notification.payload());
+                        }
+                        Ok(None) => break StoreError::Unavailable("the connection was closed".to_owned()),
+                        Err(error) => break classify(error),
+                    }
+                };
+                drop(listener);
+                error
+            }
+            Err(error) => error,
+        };
+        if is_said {
+            tracing::debug!(%error, "failed to listen for wake-ups");
+        } else {
+            tracing::warn!(%error, "no connection for wake-ups; polling goes on");
+            is_said = true;
+        }
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Listens on a connection of its own: those for statements must not run out because one listens. It sends nothing
+/// else, so that it is never in a transaction, which would hold back the notifications of all.
+async fn connect(servers: &Servers, patience: Duration) -> Result<PgListener, StoreError> {
+    let server = servers.find().await?;
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .max_lifetime(None)
         .idle_timeout(None)
-        .acquire_timeout(options.acquire_timeout)
-        .connect_lazy_with(connect_options(options)?);
-    let connect = move || {
-        let pool = pool.clone();
-        async move {
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.listen(CHANNEL).await?;
-            Ok::<_, sqlx::Error>(listener)
-        }
+        .acquire_timeout(patience)
+        .test_before_acquire(false)
+        .connect_lazy_with(server.listening());
+    let listening = async {
+        let mut listener = PgListener::connect_with(&pool).await?;
+        // Another server may be the right one by then.
+        listener.eager_reconnect(false);
+        listener.listen(CHANNEL).await?;
+        Ok::<_, sqlx::Error>(listener)
     };
-    // The first time within open, so that no commit after it goes unheard.
-    let mut listener = connect().await.map_err(classify)?;
-    let task = tokio::spawn(async move {
-        let mut backoff = BACKOFF_MIN;
-        loop {
-            let error = loop {
-                match listener.try_recv().await {
-                    Ok(Some(notification)) => {
-                        backoff = BACKOFF_MIN;
-                        wakes.wake(notification.payload());
-                    }
-                    // Connected again: what was committed meanwhile was not heard.
-                    Ok(None) => wakes.wake_all(),
-                    Err(error) => break error,
-                }
-            };
-            drop(listener);
-            tracing::warn!(error = %classify(error), "lost the connection for wake-ups; polling goes on");
-            listener = loop {
-                tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-                match connect().await {
-                    Ok(listener) => break listener,
-                    Err(error) => tracing::debug!(error = %classify(error), "failed to listen for wake-ups"),
-                }
-            };
-            wakes.wake_all();
-        }
-    });
-    Ok(task.abort_handle())
+    let listener = match timeout(patience, listening).await {
+        Ok(listener) => listener.map_err(|error| server.name(error))?,
+        Err(_) => return Err(StoreError::Unavailable(format!("{server} did not answer within {patience:?}"))),
+    };
+    server.tune();
+    Ok(listener)
 }

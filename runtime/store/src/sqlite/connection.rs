@@ -210,8 +210,10 @@ pub(super) fn classify(error: sqlx::Error) -> StoreError {
             let text = error.message().to_owned();
             // The primary result codes of SQLite; the bits above tell more, but not more to us.
             match code & 0xff {
-                // BUSY, LOCKED, IOERR, FULL, CANTOPEN
-                5 | 6 | 10 | 13 | 14 => StoreError::Unavailable(text),
+                // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL
+                5 | 6 | 7 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
+                // PERM, READONLY, AUTH
+                3 | 8 | 23 => StoreError::Misconfigured(text),
                 // TOOBIG, CONSTRAINT (RAISE of a trigger too)
                 18 | 19 => StoreError::Refused(text),
                 // NOTADB

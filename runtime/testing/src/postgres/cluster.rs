@@ -2,12 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -16,42 +12,13 @@ use tempfile::TempDir;
 
 use super::database;
 use super::programs::ServerPrograms;
+use super::watchdog::{Account, free_port, stop, watched};
 
 /// Longest time for the server to accept connections.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// Longest time for the server to go after it was asked to; the watchdog kills it before.
-const STOP_MAX: Duration = Duration::from_secs(15);
-
 /// Another process may take the port between our look and the server's start.
 const STARTS_MAX: u32 = 5;
-
-/// Runs the server ("$@", after the directory) and ends it when standard input ends, which is when the process that
-/// holds the other end of the pipe ends, however it ends; then removes the directory. Signals of a terminal are for
-/// the test, which then ends, and so ends this. The sleeps are short, so that nothing outlives the server for long.
-const WATCHDOG: &str = r#"
-trap '' INT TERM HUP
-directory=$1
-shift
-exec 3<&0
-"$@" >"$directory/log" 2>&1 </dev/null 3<&- &
-server=$!
-(
-    while read -r _; do :; done
-    : >"$directory/ended"
-    kill -INT $server
-    tries=0
-    while kill -0 $server && [ $tries -lt 100 ]; do
-        sleep 0.1
-        tries=$((tries + 1))
-    done
-    kill -KILL $server
-) <&3 2>/dev/null &
-reader=$!
-wait $server
-kill -KILL $reader
-[ -e "$directory/ended" ] && cd / && rm -rf "$directory"
-"#;
 
 /// A throw-away PostgreSQL cluster: listens on 127.0.0.1 only, on a free port, and trusts everyone there. Its one
 /// superuser is `postgres`. It ends, and its files go, when this is dropped and also when this process is killed.
@@ -68,7 +35,18 @@ impl Cluster {
     /// # Errors
     /// If there is a server that cannot be made or started; the text holds the end of its log.
     pub fn start() -> anyhow::Result<Option<Self>> {
-        let Some(programs) = ServerPrograms::find() else { return Ok(None) };
+        ServerPrograms::find().map(|programs| Self::make(&programs)).transpose()
+    }
+
+    /// The same with the programs of a directory; `Ok(None)` if it does not hold them.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::start`].
+    pub fn start_with(programs: &Path) -> anyhow::Result<Option<Self>> {
+        ServerPrograms::of(programs).map(|programs| Self::make(&programs)).transpose()
+    }
+
+    fn make(programs: &ServerPrograms) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("laneway-postgres-")
             .tempdir()
@@ -84,25 +62,58 @@ impl Cluster {
             .context("failed to run initdb")?;
         ensure!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
 
+        Self::run(programs, &account, directory, &data)
+    }
+
+    /// Makes and starts a standby of this cluster, which follows it.
+    ///
+    /// # Errors
+    /// If it cannot be made or started; the text holds the end of its log.
+    pub fn start_standby(&self) -> anyhow::Result<Self> {
+        let programs = ServerPrograms::find().context("PostgreSQL's programs are gone")?;
+        let directory = tempfile::Builder::new()
+            .prefix("laneway-standby-")
+            .tempdir()
+            .context("failed to make a directory for a throw-away standby")?;
+        let account = Account::of_server(directory.path())?;
+        let data = directory.path().join("data");
+        // Beside the program itself, of which the one that was found may be a link.
+        let beside = programs.initdb.canonicalize().context("initdb is gone")?;
+        let output = account
+            .command(beside.with_file_name("pg_basebackup"), directory.path())
+            .args([
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--dbname",
+                &self.url("postgres"),
+                "-D",
+            ])
+            .arg(&data)
+            .stdin(Stdio::null())
+            .output()
+            .context("failed to run pg_basebackup")?;
+        ensure!(output.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Self::run(&programs, &account, directory, &data)
+    }
+
+    /// Makes a standby the primary.
+    ///
+    /// # Errors
+    /// If it is none, or does not become one.
+    pub fn promote(&self) -> anyhow::Result<()> {
+        database::run(&self.url("postgres"), "select pg_promote(true, 60)")
+    }
+
+    fn run(programs: &ServerPrograms, account: &Account, directory: TempDir, data: &Path) -> anyhow::Result<Self> {
         for attempt in 1.. {
             let port = free_port()?;
-            let mut watchdog = account
-                .command("sh", directory.path())
-                .args(["-c", WATCHDOG, "laneway-postgres"])
-                .arg(directory.path())
-                .arg(&programs.postgres)
-                .arg("-D")
-                .arg(&data)
-                .args(settings(port).iter().flat_map(|setting| ["-c", setting]))
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                // A group of its own: a test runner that kills the group of a test must not kill the watchdog.
-                .process_group(0)
-                .spawn()
-                .context("failed to run the PostgreSQL server")?;
+            let mut arguments = vec![OsStr::new("-D").to_owned(), data.as_os_str().to_owned()];
+            arguments.extend(settings(port).into_iter().flat_map(|setting| ["-c".into(), setting.into()]));
+            let arguments: Vec<&OsStr> = arguments.iter().map(std::ffi::OsString::as_os_str).collect();
+            let mut watchdog = watched(account, directory.path(), "INT", &programs.postgres, &arguments)?;
             match wait_until_ready(port, &mut watchdog) {
-                Ok(()) => return Ok(Some(Self { port, watchdog, directory })),
+                Ok(()) => return Ok(Self { port, watchdog, directory }),
                 Err(error) => {
                     let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
                     if attempt < STARTS_MAX && log.contains("Address already in use") {
@@ -144,21 +155,6 @@ impl Drop for Cluster {
     }
 }
 
-/// Ends the server: closes the pipe, which the watchdog waits for, then waits for it.
-fn stop(watchdog: &mut Child) {
-    drop(watchdog.stdin.take());
-    let deadline = Instant::now() + STOP_MAX;
-    while matches!(watchdog.try_wait(), Ok(None)) {
-        if Instant::now() > deadline {
-            // Nothing more can be done here than this; its server was killed by it, or never will be.
-            drop(watchdog.kill());
-            drop(watchdog.wait());
-            return;
-        }
-        sleep(Duration::from_millis(10));
-    }
-}
-
 /// Small, but durable as in production: only the flush of each commit is what a test of a crash needs.
 fn settings(port: u16) -> Vec<String> {
     [
@@ -181,11 +177,6 @@ fn settings(port: u16) -> Vec<String> {
     .collect()
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to find a free port")?;
-    Ok(listener.local_addr()?.port())
-}
-
 /// Waits until the server answers a query, so also until its start-up is over.
 fn wait_until_ready(port: u16, watchdog: &mut Child) -> anyhow::Result<()> {
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
@@ -200,51 +191,4 @@ fn wait_until_ready(port: u16, watchdog: &mut Child) -> anyhow::Result<()> {
         }
         sleep(Duration::from_millis(50));
     }
-}
-
-/// Who the server runs as: PostgreSQL refuses to run as root.
-struct Account {
-    switch_to: Option<(u32, u32)>,
-}
-
-impl Account {
-    /// The account to run as, which is given the directory.
-    fn of_server(directory: &Path) -> anyhow::Result<Self> {
-        // We made the directory, so its owner is who we are.
-        if fs::metadata(directory)?.uid() != 0 {
-            return Ok(Self { switch_to: None });
-        }
-        for name in ["postgres", "nobody"] {
-            if let (Some(uid), Some(gid)) = (numeric_id("-u", name)?, numeric_id("-g", name)?) {
-                std::os::unix::fs::chown(directory, Some(uid), Some(gid))
-                    .with_context(|| format!("failed to give {} to {name}", directory.display()))?;
-                return Ok(Self { switch_to: Some((uid, gid)) });
-            }
-        }
-        bail!("PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it as")
-    }
-
-    fn command(&self, program: impl AsRef<OsStr>, directory: &Path) -> Command {
-        let mut command = Command::new(program);
-        // The account may not enter our working directory.
-        command.current_dir(directory).env("HOME", directory).env("LC_ALL", "C");
-        if let Some((uid, gid)) = self.switch_to {
-            command.uid(uid).gid(gid);
-        }
-        command
-    }
-}
-
-fn numeric_id(option: &str, user: &str) -> anyhow::Result<Option<u32>> {
-    let output = match Command::new("id").args([option, user]).output() {
-        Ok(output) => output,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).context("failed to run id"),
-    };
-    if !output.status.success() {
-        return Ok(None);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let id = text.trim().parse().with_context(|| format!("`id {option} {user}` answered {text:?}"))?;
-    Ok(Some(id))
 }

@@ -16,12 +16,16 @@ pub const SERVER_URL: &str = "LANEWAY_TEST_POSTGRES";
 /// Environment variable with SQL that each fresh database is given before a test uses it, such as
 /// `CREATE PUBLICATION everything FOR ALL TABLES`.
 pub const SETUP: &str = "LANEWAY_TEST_POSTGRES_SETUP";
+/// Environment variable with the address, `host:port`, of a pooler that the tests' databases are to be reached through.
+pub const POOLER: &str = "LANEWAY_TEST_POSTGRES_POOLER";
 
 /// A fresh database, dropped with this.
 #[derive(Debug)]
 pub struct TestDatabase {
-    /// How to connect to it, as a superuser.
+    /// How to connect to it, as a superuser. Through the pooler, if there is one.
     pub url: String,
+    /// The same without a pooler.
+    pub direct_url: String,
     name: String,
     server: String,
 }
@@ -67,9 +71,14 @@ pub fn test_database() -> anyhow::Result<Option<TestDatabase>> {
     // A process of an earlier run that was killed may have had our number.
     run(&server, &format!("drop database if exists {} with (force)", quoted(&name)))?;
     create(&server, &name)?;
-    let database = TestDatabase { url: with_database(&server, &name)?, name, server };
+    let direct_url = with_database(&server, &name)?;
+    let url = match std::env::var(POOLER) {
+        Ok(address) => with_address(&direct_url, &address)?,
+        Err(_) => direct_url.clone(),
+    };
+    let database = TestDatabase { url, direct_url, name, server };
     if let Ok(setup) = std::env::var(SETUP) {
-        run(&database.url, &setup).context(SETUP)?;
+        run(&database.direct_url, &setup).context(SETUP)?;
     }
     Ok(Some(database))
 }
@@ -107,9 +116,38 @@ fn with_database(url: &str, database: &str) -> anyhow::Result<String> {
     Ok(format!("{scheme}://{host}/{database}{options}"))
 }
 
+/// The URL with another `host:port`.
+pub(super) fn with_address(url: &str, address: &str) -> anyhow::Result<String> {
+    let (scheme, rest) =
+        url.split_once("://").with_context(|| format!("`{url}` is no URL; write postgres://host/database"))?;
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
+    Ok(format!("{scheme}://{user}{address}/{database}"))
+}
+
+/// Where a URL's server is.
+pub(super) fn host_and_port(url: &str) -> anyhow::Result<(String, u16)> {
+    let (_, rest) =
+        url.split_once("://").with_context(|| format!("`{url}` is no URL; write postgres://host/database"))?;
+    let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+    let server = authority.rsplit('@').next().unwrap_or(authority);
+    Ok(match server.rsplit_once(':') {
+        Some((host, port)) => (host.to_owned(), port.parse().with_context(|| format!("port {port}"))?),
+        None => (server.to_owned(), 5432),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_server_of_a_url_is_replaced_and_read() {
+        let replaced = with_address("postgres://me@localhost:5433/app?sslmode=disable", "127.0.0.1:6432").unwrap();
+        assert_eq!(replaced, "postgres://me@127.0.0.1:6432/app?sslmode=disable");
+        assert_eq!(host_and_port(&replaced).unwrap(), ("127.0.0.1".to_owned(), 6432));
+        assert_eq!(host_and_port("postgres://db/app").unwrap(), ("db".to_owned(), 5432));
+    }
 
     #[test]
     fn the_database_of_a_url_is_replaced_and_the_rest_stays() {

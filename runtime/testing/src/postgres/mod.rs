@@ -2,7 +2,11 @@
 
 mod cluster;
 mod database;
+mod pooler;
 mod programs;
+mod watchdog;
 
 pub use cluster::Cluster;
-pub use database::{SERVER_URL, SETUP, TestDatabase, test_database};
+pub use database::{POOLER, SERVER_URL, SETUP, TestDatabase, test_database};
+pub use pooler::{PoolMode, Pooler};
+pub use programs::PROGRAMS;
