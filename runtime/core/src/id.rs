@@ -119,6 +119,13 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A name made of this one, cut where it is long, and of digits after it.
+    pub(crate) fn of_process(&self, digits: &str) -> Self {
+        // A name is ASCII, so that it can be cut anywhere.
+        let cut = self.0.len().min(NAME_BYTES_MAX - 1 - digits.len());
+        Self(format!("{}.{digits}", self.0.get(..cut).unwrap_or(&self.0)).into())
+    }
 }
 
 impl fmt::Display for Name {

@@ -14,6 +14,7 @@ mod lane;
 mod maintenance;
 mod marker;
 mod message;
+mod node;
 mod plugin;
 mod retry;
 mod schedule;
@@ -32,13 +33,14 @@ pub use id::{DeliveryId, InvalidName, LeaseToken, MessageId, Name, PluginDigest,
 pub use invoke::{Attempt, Call, Interrupt, Invocation, Invoker, SandboxUse};
 pub use lane::{Lane, Priority};
 pub use maintenance::{
-    Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, Replay, Replayable, Step,
+    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Kept, Maintenance, Replay, Replayable, Step, Writes,
 };
 pub use marker::{InvalidMetadata, MARKER_METADATA_BYTES_MAX, MarkerMetadata};
 pub use message::{
     CONTENT_TYPE_BYTES_MAX, CONTENT_TYPE_JSON, DELAY_MAX, Enqueued, HEADERS_BYTES_MAX, Header,
     MESSAGE_KEY_BYTES_MAX, Message, NewMessage,
 };
+pub use node::Node;
 pub use plugin::{
     Canary, CanaryBy, Deployment, DeploymentState, Figures, FirstAttempts, InvalidPluginVersion, LoadError,
     NewDeployment, NewPlugin, NodeReport, NodeReportView, PluginLoader, PluginVersion, PluginView, Plugins,
@@ -46,7 +48,8 @@ pub use plugin::{
 };
 pub use retry::{InvalidRetry, RetryDecision, RetryPolicy, RetrySchedule};
 pub use schedule::{
-    CleanupPolicy, Missed, RunOutcome, Schedule, ScheduleAction, SchedulePosition, ScheduleRunView, ScheduleRuns,
+    CleanupPolicy, Declared, Missed, RunOutcome, Schedule, ScheduleAction, SchedulePosition, ScheduleRunView,
+    ScheduleRuns,
 };
 pub use settle::{KeyChange, SettleReport, Settlement, StateChanges, StateConflict, Verdict, state_changes};
 pub use store::{Store, StoreError};

@@ -42,12 +42,45 @@ impl Cleanup {
 
 /// What one step did. Rows are looked at about in the order of their times: a row whose time is a day or more before that
 /// of others written before it may be left for a later cleanup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Step {
     /// Rows changed.
     pub changed: u64,
     /// Where the next step begins; `None` if nothing is left to look at.
     pub next: Option<i64>,
+    /// What everybody wrote until now, from which one sees how busy the database is; `None` if this change does not
+    /// tell.
+    pub writes: Option<Writes>,
+    /// What is old enough and stays, since something of the application's holds it.
+    pub kept: Vec<Kept>,
+}
+
+/// Rows that the application does not let go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// What holds them, by its name: a foreign key with its table, or what a trigger says.
+    pub by: String,
+    /// How many rows.
+    pub rows: u64,
+}
+
+/// A count of what everybody has written to a database, in a unit of its own: a transaction adds 1 or more. Its growth
+/// between two steps tells what others wrote meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writes {
+    /// When the step began.
+    pub before: u64,
+    /// When it ended, without what others wrote meanwhile.
+    pub after: u64,
+}
+
+/// How far a cleanup is behind. Both are about right.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Arrears {
+    /// When the first row was written that is left to look at; `None` if there is none.
+    pub oldest: Option<Timestamp>,
+    /// Rows that were written in a second, in the mean over the last day.
+    pub per_second: f64,
 }
 
 /// Which dead letters a change is about: those that all of its parts hold for. Empty, it is all of them.
@@ -147,6 +180,10 @@ pub trait Maintenance: Send + Sync + 'static {
     /// Removes what is strictly older than `before` among the next `limit` rows from `from` on, which is
     /// [`Step::next`] of the step before, and 0 at first.
     async fn clean(&self, what: Cleanup, before: Timestamp, from: i64, limit: u32) -> Result<Step, StoreError>;
+
+    /// How far the cleanup is behind that has come to `from`, and how fast rows come. Its cost does not grow with the
+    /// number of rows.
+    async fn arrears(&self, what: Cleanup, from: i64) -> Result<Arrears, StoreError>;
 
     /// How many dead letters a selection holds.
     async fn count_dead_letters(&self, selection: &DeadLetterSelection) -> Result<u64, StoreError>;

@@ -131,9 +131,28 @@ impl Schedule {
     }
 }
 
+/// Whose rule a schedule goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Declared {
+    /// This node's.
+    Ours {
+        /// The rule before, if this call has changed it.
+        before: Option<String>,
+    },
+    /// That of other nodes, of which one lives: this node stands back.
+    Theirs {
+        /// Their rule.
+        rule: String,
+        /// Since when it has held.
+        since: Timestamp,
+    },
+}
+
 /// Where a schedule stands in the database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulePosition {
+    /// The rule that it goes by.
+    pub rule: String,
     /// Since when it has had its rule.
     pub since: Timestamp,
     /// The last time up to now that was run.
@@ -191,18 +210,28 @@ pub struct ScheduleRunView {
 /// The runs of schedules, each time once, whichever node comes first.
 #[async_trait]
 pub trait ScheduleRuns: Send + Sync + 'static {
-    /// Notes a schedule's rule. Under a new or changed one, no earlier time counts as missed. Answers the rule before,
-    /// if that was another.
-    async fn declare_schedule(&self, schedule: &Name, rule: &str) -> Result<Option<String>, StoreError>;
+    /// Says by which rule a node, named by its id, runs a schedule, and answers whose rule the schedule goes by.
+    ///
+    /// A rule that no node has had within the last week is new, and holds from now on: who changes a schedule need not
+    /// wait for the last node. Any other holds once no node lives that has the rule which holds. So a node that comes back with an old configuration changes nothing. From a
+    /// change on, no earlier time counts as missed.
+    async fn declare_schedule(
+        &self,
+        schedule: &Name,
+        rule: &str,
+        node: &Name,
+        alive_for: Duration,
+    ) -> Result<Declared, StoreError>;
 
     /// Where a schedule stands; `Ok(None)` if it was never declared.
     async fn schedule_position(&self, schedule: &Name) -> Result<Option<SchedulePosition>, StoreError>;
 
     /// Begins the run of a time. With a message, writes it and ends the run in the same transaction. Answers `false`,
-    /// having done nothing, if that time was begun before.
+    /// having done nothing, if that time was begun before, or if a rule is given that is not the one that holds.
     async fn begin_run(
         &self,
         schedule: &Name,
+        rule: Option<&str>,
         fire_at: Timestamp,
         node: &Name,
         message: Option<&NewMessage>,

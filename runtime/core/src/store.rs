@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Health, Held,
-    LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Plugins, Renewal,
+    LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name, NewMessage, Node, Plugins, Renewal,
     ScheduleRuns, SettleReport, Settlement, StateEntry, Status, SubscriptionId, Topology,
 };
 
@@ -130,12 +130,17 @@ pub trait Store: Maintenance + Plugins + ScheduleRuns + Health {
     /// Lists dead letters, newest first.
     async fn dead_letters(&self, filter: &DeadLetterFilter) -> Result<Vec<DeadLetterView>, StoreError>;
 
-    /// Says that this node is alive. `name` is the node's. Answers how many were within the last `alive_for`, this one
-    /// included.
-    async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError>;
+    /// Says that this node is alive. `node` is the [`Node::id`] of this process. Answers how many were within the last
+    /// `alive_for`, this one included.
+    async fn heartbeat(&self, node: &Name, alive_for: Duration) -> Result<u32, StoreError>;
+
+    /// Says who this node is, and answers those of its name that live beside it: that have said so within the last
+    /// `alive_for`, and since this one first did. One that has crashed is none, however lately. Forgets who has not been
+    /// seen for a day.
+    async fn greet(&self, node: &Node, alive_for: Duration) -> Result<Vec<Node>, StoreError>;
 
     /// Says that this node has stopped in order: from now on nobody counts it, nor waits for it.
-    async fn sign_off(&self, name: &Name) -> Result<(), StoreError>;
+    async fn sign_off(&self, node: &Name) -> Result<(), StoreError>;
 
     /// Statements and transactions sent to the database since the store was opened, each a round trip. Watching for
     /// wake-ups is not counted.

@@ -218,8 +218,13 @@ pub struct LaneStatus {
 /// A node at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NodeStatus {
-    /// Its name.
+    /// What its operator calls it.
     pub name: Name,
+    /// The id of its process: its name, if it is of a version that draws none.
+    pub id: Name,
+    /// Where it runs, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// When it last said that it is alive.
     pub seen_at: Timestamp,
 }

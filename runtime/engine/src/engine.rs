@@ -1,12 +1,12 @@
 //! The engine of one node: starts its parts, and drains them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    Interrupt, Invoker, Name, PluginLoader, Schedule, Store, Subscription, SubscriptionId, Verdict,
+    Interrupt, Invoker, Name, Node, PluginLoader, Schedule, Store, Subscription, SubscriptionId, Verdict,
 };
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -26,6 +26,7 @@ use crate::scheduler;
 use crate::settler::{Outcome, Settler};
 use crate::slot::{self, settlement};
 use crate::stats::Stats;
+use crate::sweep::Sweeps;
 use crate::versions::{Current, Version};
 
 /// How often a node says that it is alive.
@@ -73,6 +74,7 @@ pub struct DrainReport {
 /// A running engine. Dropping it without [`Engine::drain`] is like a crash: leases end by themselves.
 pub struct Engine {
     store: Arc<dyn Store>,
+    /// The id of this process.
     node: Name,
     active: Vec<Arc<Active>>,
     settler: Arc<Settler>,
@@ -97,6 +99,7 @@ impl Engine {
         options: EngineOptions,
         sandbox: &Handle,
     ) -> Self {
+        let node = Node::draw(options.node.clone(), options.place.clone());
         let options = Arc::new(options);
         let stats = Arc::new(Stats::default());
         let leases = Arc::new(Leases::default());
@@ -107,7 +110,7 @@ impl Engine {
         let nodes = Arc::new(AtomicU32::new(1));
         let mut keepers = vec![
             tokio::spawn(leases.keep(store.clone())),
-            tokio::spawn(heartbeat(store.clone(), options.clone(), nodes.clone())),
+            tokio::spawn(heartbeat(store.clone(), node.clone(), nodes.clone())),
             tokio::spawn(health::keep(
                 store.clone(),
                 bindings.iter().map(|binding| (binding.subscription.name.clone(), binding.id)).collect(),
@@ -133,15 +136,16 @@ impl Engine {
             .collect();
         keepers.push(tokio::spawn(poll::run(store.clone(), active.clone(), options.poll_interval)));
         // What claims or begins something, and stops doing so when the drain begins.
+        let sweeps = Sweeps::default();
         let mut relays: Vec<JoinHandle<()>> = schedules
             .into_iter()
             .map(|schedule| {
-                let node = options.node.clone();
-                tokio::spawn(scheduler::run(store.clone(), Arc::new(schedule), node, watching.clone()))
+                let (node, sweeps) = (node.id.clone(), sweeps.clone());
+                tokio::spawn(scheduler::run(store.clone(), Arc::new(schedule), node, sweeps, watching.clone()))
             })
             .collect();
         // Even with nothing to follow: who deploys waits for every node to say that it is ready.
-        let deployer = Deployer::new(store.clone(), options.node.clone(), followed);
+        let deployer = Deployer::new(store.clone(), node.id.clone(), followed);
         relays.push(tokio::spawn(deployer.run(watching.clone())));
         let mut slots = Vec::new();
         for work in &active {
@@ -161,8 +165,8 @@ impl Engine {
             };
             relays.push(tokio::spawn(relay.run()));
         }
-        info!(node = %options.node, subscriptions = active.len(), "engine started");
-        let (store, node, grace) = (store.clone(), options.node.clone(), options.grace);
+        info!(node = %node.name, id = %node.id, subscriptions = active.len(), "engine started");
+        let (store, node, grace) = (store.clone(), node.id, options.grace);
         Self { store, node, active, settler, stats, interrupt, draining, relays, slots, keepers, settling, grace }
     }
 
@@ -258,11 +262,30 @@ impl Engine {
     }
 }
 
-async fn heartbeat(store: Arc<dyn Store>, options: Arc<EngineOptions>, nodes: Arc<AtomicU32>) {
+async fn heartbeat(store: Arc<dyn Store>, node: Node, nodes: Arc<AtomicU32>) {
+    let mut told = HashSet::new();
     loop {
-        match store.heartbeat(&options.node, ALIVE_FOR).await {
+        match store.heartbeat(&node.id, ALIVE_FOR).await {
             Ok(alive) => nodes.store(alive, Ordering::Relaxed),
             Err(error) => warn!(%error, "heartbeat failed"),
+        }
+        match store.greet(&node, ALIVE_FOR).await {
+            Ok(namesakes) => {
+                for namesake in namesakes {
+                    if told.insert(namesake.id.clone()) {
+                        warn!(
+                            name = %node.name,
+                            this = %node.id,
+                            this_runs_on = node.place,
+                            other = %namesake.id,
+                            other_runs_on = namesake.place,
+                            "another living node has this node's name: each is counted, but operators cannot tell them \
+                             apart; give each a name of its own, by --node or node.name"
+                        );
+                    }
+                }
+            }
+            Err(error) => debug!(%error, "failed to look for nodes of the same name"),
         }
         tokio::time::sleep(HEARTBEAT).await;
     }

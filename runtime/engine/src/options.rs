@@ -7,8 +7,10 @@ use laneway_core::Name;
 /// Settings of one node's engine. All durations are measured by the node's monotonic clock.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// This node's name, for the `node` table.
+    /// This node's name. What it reports goes by an id of its own, which is drawn at its start.
     pub node: Name,
+    /// Where this node runs, in words for its operator.
+    pub place: String,
     /// Longest time between two looks for due deliveries: wake-ups are only for speed.
     pub poll_interval: Duration,
     /// Settlements in one commit at most.
@@ -31,6 +33,7 @@ impl EngineOptions {
     pub fn new(node: Name) -> Self {
         Self {
             node,
+            place: format!("process {}", std::process::id()),
             poll_interval: Duration::from_secs(1),
             settle_group_max: 1024,
             settle_group_ready: 512,

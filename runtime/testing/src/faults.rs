@@ -8,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
-    AppliedTopology, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter, DeadLetterSelection,
-    DeadLetterView, DeliveryId, Deployment, DeploymentState, Enqueued, Finding, Health, Held, LeaseToken,
-    Maintenance, MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin, NodeReport,
-    NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, Replayable, RunOutcome, SchedulePosition,
-    ScheduleRunView, ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store, StoreError,
-    StoredPlugin, SubscriptionId, Topology, Trouble,
+    AppliedTopology, Arrears, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter,
+    DeadLetterSelection, DeadLetterView, Declared, DeliveryId, Deployment, DeploymentState, Enqueued, Finding, Health,
+    Held, LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin,
+    Node, NodeReport, NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, Replayable, RunOutcome,
+    SchedulePosition, ScheduleRunView, ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store,
+    StoreError, StoredPlugin, SubscriptionId, Topology, Trouble,
 };
 
 use crate::Random;
@@ -51,7 +51,7 @@ pub enum Operation {
     Message,
     /// [`Store::dead_letters`]
     DeadLetters,
-    /// [`Store::heartbeat`]
+    /// [`Store::heartbeat`], [`Store::greet`] and [`Store::sign_off`]
     Heartbeat,
     /// [`Maintenance::now`]
     Now,
@@ -306,6 +306,10 @@ impl Store for FaultyStore {
         self.with_fault(Operation::Heartbeat, self.inner.heartbeat(name, alive_for)).await
     }
 
+    async fn greet(&self, node: &Node, alive_for: Duration) -> Result<Vec<Node>, StoreError> {
+        self.with_fault(Operation::Heartbeat, self.inner.greet(node, alive_for)).await
+    }
+
     async fn sign_off(&self, name: &Name) -> Result<(), StoreError> {
         self.with_fault(Operation::Heartbeat, self.inner.sign_off(name)).await
     }
@@ -327,6 +331,10 @@ impl Maintenance for FaultyStore {
 
     async fn clean(&self, what: Cleanup, before: Timestamp, from: i64, limit: u32) -> Result<Step, StoreError> {
         self.with_fault(Operation::Clean, self.inner.clean(what, before, from, limit)).await
+    }
+
+    async fn arrears(&self, what: Cleanup, from: i64) -> Result<Arrears, StoreError> {
+        self.with_fault(Operation::Clean, self.inner.arrears(what, from)).await
     }
 
     async fn count_dead_letters(&self, selection: &DeadLetterSelection) -> Result<u64, StoreError> {
@@ -383,8 +391,15 @@ impl Health for FaultyStore {
 
 #[async_trait]
 impl ScheduleRuns for FaultyStore {
-    async fn declare_schedule(&self, schedule: &Name, rule: &str) -> Result<Option<String>, StoreError> {
-        self.with_fault(Operation::Schedule, self.inner.declare_schedule(schedule, rule)).await
+    async fn declare_schedule(
+        &self,
+        schedule: &Name,
+        rule: &str,
+        node: &Name,
+        alive_for: Duration,
+    ) -> Result<Declared, StoreError> {
+        let declaring = self.inner.declare_schedule(schedule, rule, node, alive_for);
+        self.with_fault(Operation::Schedule, declaring).await
     }
 
     async fn schedule_position(&self, schedule: &Name) -> Result<Option<SchedulePosition>, StoreError> {
@@ -394,11 +409,12 @@ impl ScheduleRuns for FaultyStore {
     async fn begin_run(
         &self,
         schedule: &Name,
+        rule: Option<&str>,
         fire_at: Timestamp,
         node: &Name,
         message: Option<&NewMessage>,
     ) -> Result<bool, StoreError> {
-        self.with_fault(Operation::BeginRun, self.inner.begin_run(schedule, fire_at, node, message)).await
+        self.with_fault(Operation::BeginRun, self.inner.begin_run(schedule, rule, fire_at, node, message)).await
     }
 
     async fn end_run(

@@ -258,4 +258,180 @@ conformance! {
         let removed = tokio::time::timeout(PATIENCE, cleaning).await.unwrap().unwrap();
         assert_eq!((seen.len(), removed), (400, 400));
     }
+
+    async fn how_far_a_cleanup_is_behind_is_told(fixture: &Fixture) {
+        fixture.subscribe().await;
+        let nothing = fixture.store.arrears(Cleanup::Messages, 0).await.unwrap();
+        assert_eq!((nothing.oldest, nothing.per_second), (None, 0.0));
+        let mut sql = fixture.sql().await;
+        let ago = |sql: &crate::sql::Sql, seconds: u64| format!("now() - {}", sql.span(Duration::from_secs(seconds)));
+        for n in 0..50 {
+            // Ten of two days ago, and forty that begin an hour ago.
+            let written = if n < 10 { 2 * 86_400 } else { 3600 - n };
+            let insert = format!(
+                "insert into @message (id, topic, payload, created_at) values ('m{n}', 't.x', '{{}}', {})",
+                ago(&sql, written)
+            );
+            sql.run(&insert).await;
+        }
+        let now = fixture.store.now().await.unwrap();
+        let all = fixture.store.arrears(Cleanup::Messages, 0).await.unwrap();
+        let age = now.duration_since(all.oldest.unwrap()).as_secs();
+        assert!((2 * 86_400 - 60..2 * 86_400 + 60).contains(&age), "{all:?}");
+        assert!((0.8..1.2).contains(&(all.per_second / (40.0 / 3590.0))), "{all:?}");
+        let first = sql.number("select min(seq) from @message").await;
+        let later = fixture.store.arrears(Cleanup::Messages, first + 9).await.unwrap();
+        assert!((3500..3700).contains(&now.duration_since(later.oldest.unwrap()).as_secs()), "{later:?}");
+
+        for n in 0..48 {
+            // Two in ten seconds of each of the last hours.
+            let insert = format!(
+                "insert into @marker (subscription_id, message_id, processed_at) values (1, 'k{n}', {})",
+                ago(&sql, 5 + n / 2 * 3600)
+            );
+            sql.run(&insert).await;
+        }
+        let markers = fixture.store.arrears(Cleanup::Markers, 0).await.unwrap();
+        assert!((0.15..=0.2).contains(&markers.per_second), "{markers:?}");
+        assert!(markers.oldest.is_some_and(|oldest| now.duration_since(oldest).as_hours() == 23), "{markers:?}");
+        for what in [Cleanup::DeadLetters, Cleanup::ScheduleRuns] {
+            let none = fixture.store.arrears(what, 0).await.unwrap();
+            assert_eq!((none.oldest, none.per_second), (None, 0.0), "{what:?}");
+        }
+    }
+
+    async fn a_step_tells_what_others_wrote_since_the_one_before(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue(&numbered("m", 30)).await;
+        process(fixture, subscription).await;
+        let before = between(fixture).await;
+        let other = fixture.another_node().await;
+        let mut after = None;
+        let mut next = 0;
+        for round in 0..3 {
+            let step = fixture.store.clean(Cleanup::Messages, before, next, 5).await.unwrap();
+            next = step.next.unwrap();
+            let writes = step.writes.unwrap();
+            if let Some(after) = after {
+                assert!(writes.before >= after + 10, "{writes:?} in round {round}, which began at {after}");
+            }
+            after = Some(writes.after);
+            for n in 0..10 {
+                // By this node's connections, and by those of others.
+                let store = if round == 0 { &fixture.store } else { &other };
+                store.enqueue(&[message(&format!("new{round}-{n}"))]).await.unwrap();
+                if round > 0 && fixture.is_sqlite() {
+                    // A commit of another process is seen, not counted.
+                    let step = fixture.store.clean(Cleanup::Markers, Timestamp::UNIX_EPOCH, 0, 1).await.unwrap();
+                    assert_eq!(step.changed, 0);
+                }
+            }
+        }
+        // Our own steps count for nothing: other tests may write to the same server.
+        if fixture.is_sqlite() {
+            let first = fixture.store.clean(Cleanup::Messages, before, next, 5).await.unwrap();
+            let second = fixture.store.clean(Cleanup::Messages, before, first.next.unwrap(), 5).await.unwrap();
+            assert_eq!((first.changed, second.changed), (5, 5));
+            assert_eq!(second.writes.unwrap().before, first.writes.unwrap().after);
+        }
+    }
+
+    async fn what_a_foreign_key_of_the_application_holds_stays_and_the_rest_goes(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue(&numbered("m", 40)).await;
+        process(fixture, subscription).await;
+        let mut sql = fixture.sql().await;
+        sql.run("create table invoice (number integer primary key, message_seq bigint constraint to_message references @message (seq))").await;
+        sql.run("create table receipt (message_id text references @message (id))").await;
+        sql.run("create index invoice_message on invoice (message_seq)").await;
+        sql.run("insert into invoice (number, message_seq) select seq, seq from @message where seq % 10 = 3").await;
+        sql.run("insert into receipt (message_id) values ('m0'), ('m39')").await;
+        let before = between(fixture).await;
+
+        assert_eq!(fixture.store.cleanable(Cleanup::Messages, before).await.unwrap(), 34);
+        let (mut gone, mut kept, mut next) = (0, std::collections::BTreeMap::<String, u64>::new(), Some(0));
+        while let Some(from) = next {
+            let step = fixture.store.clean(Cleanup::Messages, before, from, 7).await.unwrap();
+            gone += step.changed;
+            next = step.next;
+            for of in step.kept {
+                *kept.entry(of.by).or_default() += of.rows;
+            }
+        }
+        assert_eq!(gone, 34);
+        let held = |table: &str| kept.iter().find(|(by, _)| by.contains(table)).map(|(_, rows)| *rows);
+        assert_eq!((held("invoice"), held("receipt"), kept.len()), (Some(4), Some(2), 2), "{kept:?}");
+        let dangling = "select count(*) from invoice where message_seq not in (select seq from @message)";
+        assert_eq!((sql.count("message").await, sql.number(dangling).await), (6, 0));
+
+        // What is let go goes with the next run, which tells of it no more.
+        sql.run("delete from invoice").await;
+        sql.run("drop table receipt").await;
+        assert_eq!(clean(fixture, Cleanup::Messages, before, 10).await.iter().sum::<u64>(), 6);
+    }
+
+    async fn dead_letters_and_markers_that_a_foreign_key_holds_stay(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue(&numbered("m", 10)).await;
+        let batch = fixture.claim_some(subscription).await;
+        let dead = Verdict::DeadLetter { reason: Reason::TRAP, error: ErrorText::new("x"), plugin: None };
+        fixture.settle_all(&(0..10).map(|n| settlement(&batch, n, dead.clone())).collect::<Vec<_>>()).await;
+        fixture.enqueue(&numbered("k", 10)).await;
+        process(fixture, subscription).await;
+        let mut sql = fixture.sql().await;
+        sql.run("create table ticket (letter bigint references @dead_letter (id))").await;
+        sql.run("insert into ticket select max(id) from @dead_letter").await;
+        let marker = "create table seen (subscription_id integer, message_id text, \
+                      foreign key (subscription_id, message_id) references @marker (subscription_id, message_id))";
+        sql.run(marker).await;
+        sql.run("insert into seen select subscription_id, message_id from @marker where message_id in ('k2', 'k3')").await;
+        let before = between(fixture).await;
+        for (what, gone, held) in [(Cleanup::DeadLetters, 9, 1), (Cleanup::Markers, 8, 2)] {
+            assert_eq!(fixture.store.cleanable(what, before).await.unwrap(), gone);
+            let first = fixture.store.clean(what, before, 0, 100).await.unwrap();
+            assert_eq!((first.changed, first.kept.iter().map(|kept| kept.rows).sum::<u64>()), (gone, held), "{what:?}");
+            assert_eq!(clean(fixture, what, before, 3).await.iter().sum::<u64>(), 0, "{what:?}");
+        }
+    }
+
+    async fn what_a_trigger_of_the_application_refuses_stays_and_the_rest_goes(fixture: &Fixture) {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue(&numbered("m", 40)).await;
+        process(fixture, subscription).await;
+        let mut sql = fixture.sql().await;
+        if fixture.is_sqlite() {
+            sql.run("create trigger audited before delete on laneway_message when old.seq % 10 = 3 \
+                     begin select raise(abort, 'it is being audited'); end").await;
+        } else {
+            sql.run("create function audited() returns trigger language plpgsql as $$ begin \
+                     if old.seq % 10 = 3 then raise 'it is being audited'; end if; return old; end $$").await;
+            sql.run("create trigger audited before delete on laneway.message for each row execute function audited()").await;
+        }
+        let before = between(fixture).await;
+        let step = fixture.store.clean(Cleanup::Messages, before, 0, 100).await.unwrap();
+        assert_eq!((step.changed, step.next), (36, None));
+        assert!(step.kept.iter().all(|kept| kept.by.contains("it is being audited")), "{step:?}");
+        assert_eq!(step.kept.iter().map(|kept| kept.rows).sum::<u64>(), 4, "{step:?}");
+        assert_eq!(sql.count("message").await, 4);
+    }
+
+    async fn a_foreign_key_that_this_node_may_not_read_holds_no_others(fixture: &Fixture) {
+        if fixture.is_sqlite() {
+            return;
+        }
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue(&numbered("m", 20)).await;
+        process(fixture, subscription).await;
+        let mut sql = fixture.sql().await;
+        // As deep as a node can get: what goes takes along what nobody lets go.
+        sql.run("create table line (id bigint primary key references @message (seq) on delete cascade)").await;
+        sql.run("create table parcel (line bigint constraint of_line references line deferrable initially deferred)").await;
+        sql.run("insert into line select seq from @message where seq % 5 = 0").await;
+        sql.run("insert into parcel select min(id) from line").await;
+        let before = between(fixture).await;
+        let step = fixture.store.clean(Cleanup::Messages, before, 0, 100).await.unwrap();
+        assert_eq!((step.changed, step.kept.len()), (19, 1), "{step:?}");
+        assert!(step.kept[0].by.contains("\"of_line\" of table public.parcel"), "{step:?}");
+        assert_eq!((sql.count("message").await, sql.number("select count(*) from line").await), (1, 1));
+    }
 }

@@ -187,4 +187,63 @@ conformance! {
         let spent = fixture.store.round_trips() - before;
         assert!((3..200).contains(&spent), "{spent}");
     }
+
+    async fn two_living_nodes_of_one_name_are_two_and_each_is_told(fixture: &Fixture) {
+        let store = &*fixture.store;
+        let draw = |place: &str| laneway_core::Node::draw(name("twin"), place.to_owned());
+        let (one, other) = (draw("host a"), draw("host b"));
+        assert_eq!(store.heartbeat(&one.id, HOUR).await.unwrap(), 1);
+        assert_eq!(store.greet(&one, HOUR).await.unwrap(), []);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(store.heartbeat(&other.id, HOUR).await.unwrap(), 2);
+        // The first may have crashed a moment ago: only its next sign of life tells.
+        assert_eq!(store.greet(&other, HOUR).await.unwrap(), []);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(store.greet(&one, HOUR).await.unwrap(), [other.clone()]);
+        assert_eq!(store.heartbeat(&one.id, HOUR).await.unwrap(), 2);
+        assert_eq!(store.greet(&other, HOUR).await.unwrap(), [one.clone()]);
+
+        let status = store.status().await.unwrap();
+        let nodes: Vec<_> = status.nodes.iter().map(|node| (node.name.as_str(), node.place.as_deref())).collect();
+        assert_eq!(nodes, [("twin", Some("host a")), ("twin", Some("host b"))]);
+        // A node of another name, and one that has stopped, are none.
+        let third = laneway_core::Node::draw(name("third"), "host c".to_owned());
+        store.heartbeat(&third.id, HOUR).await.unwrap();
+        assert_eq!(store.greet(&third, HOUR).await.unwrap(), []);
+        store.sign_off(&one.id).await.unwrap();
+        assert_eq!(store.greet(&other, HOUR).await.unwrap(), []);
+    }
+
+    async fn a_node_of_an_earlier_version_is_counted_and_told_beside_one_of_its_name(fixture: &Fixture) {
+        let store = &*fixture.store;
+        let node = laneway_core::Node::draw(name("twin"), "host a".to_owned());
+        store.heartbeat(&node.id, HOUR).await.unwrap();
+        store.greet(&node, HOUR).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        // As such a version writes it, again and again.
+        let mut sql = fixture.sql().await;
+        for _ in 0..2 {
+            sql.run("insert into @node (name, seen_at) values ('twin', now()) \
+                     on conflict (name) do update set seen_at = excluded.seen_at").await;
+        }
+        assert_eq!(store.heartbeat(&node.id, HOUR).await.unwrap(), 2);
+        let namesakes = store.greet(&node, HOUR).await.unwrap();
+        assert_eq!(namesakes.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["twin"]);
+        // As it counts.
+        let count = sql.number("select count(*) from @node where name <> 'twin'").await;
+        assert_eq!(count, 1);
+    }
+
+    async fn nodes_that_died_long_ago_are_forgotten(fixture: &Fixture) {
+        let store = &*fixture.store;
+        let (dead, node) = (name("dead"), laneway_core::Node::draw(name("living"), String::new()));
+        store.heartbeat(&dead, HOUR).await.unwrap();
+        let mut sql = fixture.sql().await;
+        let day = sql.span(HOUR * 25);
+        sql.run(&format!("update @node set seen_at = seen_at - {day}")).await;
+        store.heartbeat(&node.id, HOUR).await.unwrap();
+        store.greet(&node, HOUR).await.unwrap();
+        let left: Vec<_> = store.status().await.unwrap().nodes.into_iter().map(|node| node.id).collect();
+        assert_eq!(left, [node.id]);
+    }
 }

@@ -80,6 +80,25 @@ async fn nodes_share_a_rate_limit(on: On) {
     running.engine.drain().await;
 }
 
+async fn two_nodes_of_one_name_share_a_rate_limit(on: On) {
+    let rig = Rig::new(on, &[Subscription { rate_limit: Some(100.0), ..subscription("s") }]).await;
+    let other = rig.other_store().await;
+    let play = play(|_| async { Ok(Effects::default()) });
+    let (one, two) = (rig.start_on(&rig.store, &play, options()), rig.start_on(&other, &play, options()));
+    assert!(comes(async || rig.store.nodes_alive(ALIVE_FOR).await.unwrap().len() == 2).await, "they count as one");
+    // The first learns of the second by its next sign of life.
+    tokio::time::sleep(Duration::from_millis(5500)).await;
+    let started = Instant::now();
+    rig.enqueue(1000).await;
+    assert!(comes(async || one.stats().completed + two.stats().completed >= 500).await);
+    let took = started.elapsed();
+    // A second's worth may have been saved up. If each took itself for the only one, it would be over in 2.5 seconds.
+    assert!(took > Duration::from_millis(3500), "{took:?} for 500 messages at 100 a second");
+    one.engine.drain().await;
+    assert_eq!(rig.store.nodes_alive(ALIVE_FOR).await.unwrap().len(), 1, "the end of one is not the other's");
+    two.engine.drain().await;
+}
+
 async fn a_breaker_keeps_messages_while_their_destination_is_down(on: On) {
     let pause = Duration::from_millis(300);
     let rig = Rig::new(
@@ -243,5 +262,6 @@ on_both!(
     with_a_share_of_a_tenth_about_a_tenth_is_backfill,
     a_rate_limit_holds,
     nodes_share_a_rate_limit,
+    two_nodes_of_one_name_share_a_rate_limit,
     a_breaker_keeps_messages_while_their_destination_is_down,
 );

@@ -164,6 +164,8 @@ pub fn has_postgres(test: &str) -> bool {
 enum Database {
     Sqlite(TempFile),
     Postgres(TestDatabase),
+    /// Of a server that the test has to itself.
+    Lone(String),
 }
 
 impl Database {
@@ -172,6 +174,7 @@ impl Database {
         Storage::parse(&match self {
             Self::Sqlite(file) => format!("sqlite://{}", file.path().display()),
             Self::Postgres(database) => format!("{}?application_name={node}", database.url),
+            Self::Lone(url) => format!("{url}?application_name={node}"),
         })
         .unwrap()
     }
@@ -200,6 +203,15 @@ impl Rig {
             On::Sqlite => Database::Sqlite(temp_file().unwrap()),
             On::Postgres => Database::Postgres(test_database().unwrap().expect("there is a server")),
         };
+        Self::with(database, subscriptions).await
+    }
+
+    /// In an empty PostgreSQL database of the test's own.
+    pub async fn at(url: &str, subscriptions: &[Subscription]) -> Self {
+        Self::with(Database::Lone(url.to_owned()), subscriptions).await
+    }
+
+    async fn with(database: Database, subscriptions: &[Subscription]) -> Self {
         let storage = database.storage(NODE);
         storage.migrate().await.unwrap();
         let store = storage.open().await.unwrap();
@@ -226,8 +238,12 @@ impl Rig {
 
     /// Connects to a PostgreSQL database as a plain client.
     pub async fn postgres(&self) -> PgConnection {
-        let Database::Postgres(database) = &self.database else { panic!("the database is on SQLite") };
-        PgConnection::connect(&database.direct_url).await.unwrap()
+        let url = match &self.database {
+            Database::Postgres(database) => &database.direct_url,
+            Database::Lone(url) => url,
+            Database::Sqlite(_) => panic!("the database is on SQLite"),
+        };
+        PgConnection::connect(url).await.unwrap()
     }
 
     /// The same database under another retry policy.

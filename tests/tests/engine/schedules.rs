@@ -1,15 +1,16 @@
 //! Behaviours 43 and 47: schedules while the database fails, and of two nodes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
 use laneway_core::{
-    Cleanup, CleanupPolicy, CronExpression, Effects, Missed, Name, NewMessage, Schedule, ScheduleAction, Store,
-    Topic,
+    Cleanup, CleanupPolicy, CronExpression, Effects, Missed, Name, NewMessage, Schedule, ScheduleAction,
+    ScheduleRunView, Store, Topic,
 };
-use laneway_engine::{Engine, EngineOptions, Sweep, Work};
+use laneway_engine::{Engine, EngineOptions, Sweep, Sweeps, Work};
 use laneway_testing::faults::{Fault, FaultyStore, Operation};
+use laneway_testing::postgres::Cluster;
 use tokio::runtime::Handle;
 
 use crate::rig::{On, Rig, comes, options, play, subscription};
@@ -112,6 +113,45 @@ async fn of_two_nodes_one_runs_a_cleanups_time(on: On) {
     assert_eq!(times.len(), runs.len());
 }
 
+/// A schedule that fires at seconds of one kind, and writes a message each time.
+fn at_seconds(cron: &str) -> Schedule {
+    let topic = Topic::parse("work.item").unwrap();
+    let action = ScheduleAction::Enqueue(NewMessage::new(topic, "{}"));
+    Schedule { cron: CronExpression::parse(cron).unwrap(), ..every_second(action) }
+}
+
+async fn while_a_schedule_is_changed_node_by_node_only_the_new_times_fire(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    let (even, odd) = ("0-58/2 * * * * *", "1-59/2 * * * * *");
+    let runs = async || rig.store.schedule_runs(&name(), 1000).await.unwrap();
+    let is_odd = |run: &ScheduleRunView| run.fire_at.as_second() % 2 == 1;
+    let old = [start(&rig.store, at_seconds(even)), start(&rig.other_store().await, at_seconds(even))];
+    assert!(comes(async || runs().await.len() >= 2).await);
+    assert!(!runs().await.iter().any(is_odd));
+    // The first of three nodes has the new times.
+    let new = start(&rig.other_store().await, at_seconds(odd));
+    assert!(comes(async || runs().await.iter().any(is_odd)).await);
+    let changed = rig.store.schedule_position(&name()).await.unwrap().unwrap().since;
+    let [one, two] = old;
+    one.drain().await;
+    // One that does not have them yet starts anew.
+    let again = start(&rig.other_store().await, at_seconds(even));
+    let fired = runs().await.len();
+    assert!(comes(async || runs().await.len() >= fired + 3).await);
+    let position = rig.store.schedule_position(&name()).await.unwrap().unwrap();
+    assert_eq!(position.since, changed, "nobody took the change back");
+    let even_after = runs().await.iter().filter(|run| run.fire_at > changed && !is_odd(run)).count();
+    assert_eq!(even_after, 0, "{:?}", runs().await);
+
+    // The change is taken back: the last node that has it ends.
+    new.drain().await;
+    assert!(comes(async || runs().await.first().is_some_and(|run| !is_odd(run))).await, "nobody runs it any more");
+    again.drain().await;
+    two.drain().await;
+    let runs = runs().await;
+    assert_eq!(rig.store.status().await.unwrap().messages, runs.len() as u64, "each time has one message");
+}
+
 async fn a_sweep_goes_on_where_an_error_stopped_it(on: On) {
     let rig = Rig::new(on, &[subscription("s")]).await;
     process(&rig, 500).await;
@@ -157,8 +197,73 @@ async fn what_a_cleanups_budget_leaves_the_next_runs_delete(on: On) {
     engine.drain().await;
     let details = details().await;
     assert!(details[0].starts_with("100 deleted; its budget"), "{details:?}");
+    assert!(details[0].contains("rows a second come, and it removed"), "{details:?}");
     let deleted = |detail: &String| detail.split(' ').next().unwrap().parse::<u64>().unwrap();
     assert_eq!(details.iter().map(deleted).sum::<u64>(), 500, "{details:?}");
+}
+
+/// A rig whose server nobody else uses, as another test would be load.
+async fn lone_rig(on: On) -> (Rig, Option<Cluster>) {
+    match on {
+        On::Sqlite => (Rig::new(on, &[subscription("s")]).await, None),
+        On::Postgres => {
+            let cluster = Cluster::start().unwrap().expect("there is a server");
+            cluster.create_database("lone").unwrap();
+            (Rig::at(&cluster.url("lone"), &[subscription("s")]).await, Some(cluster))
+        }
+    }
+}
+
+async fn a_sweep_goes_faster_where_nobody_else_writes_and_slower_at_once_where_somebody_does(on: On) {
+    let (rig, cluster) = lone_rig(on).await;
+    rig.enqueue(3000).await;
+    let other = rig.other_store().await;
+    let before = rig.store.now().await.unwrap() + Duration::from_secs(1);
+    // Nothing is settled, so that it goes on for as many steps as there are rows.
+    let work = Work::Clean { what: Cleanup::Messages, before };
+    for writer in [&rig.store, &other] {
+        let mut sweep = Sweep::new(work.clone(), 1);
+        assert_eq!(sweep.step(&*rig.store).await.unwrap(), Some(0));
+        assert!(!sweep.is_alone(), "nothing is known yet");
+        while !sweep.is_alone() {
+            assert!(sweep.step(&*rig.store).await.unwrap().is_some(), "it is never alone");
+        }
+        let began = Instant::now();
+        for _ in 0..100 {
+            sweep.step(&*rig.store).await.unwrap();
+        }
+        assert!(sweep.is_alone(), "its own steps are no load");
+        let alone = began.elapsed();
+        for number in 0..10 {
+            writer.enqueue(&[crate::rig::message(number)]).await.unwrap();
+            sweep.step(&*rig.store).await.unwrap();
+        }
+        assert!(!sweep.is_alone(), "after ten messages");
+        let began = Instant::now();
+        for _ in 0..100 {
+            sweep.step(&*rig.store).await.unwrap();
+        }
+        assert!(began.elapsed() > alone, "{:?} beside others, {alone:?} alone", began.elapsed());
+    }
+    drop((rig, other, cluster));
+}
+
+async fn two_sweeps_of_one_process_are_no_load_to_one_another(on: On) {
+    let (rig, cluster) = lone_rig(on).await;
+    process(&rig, 2000).await;
+    let before = rig.store.now().await.unwrap() + Duration::from_secs(1);
+    let sweeps = Sweeps::default();
+    let work = |what| Work::Clean { what, before };
+    let mut messages = Sweep::among(&sweeps, work(Cleanup::Messages), 2);
+    let mut markers = Sweep::among(&sweeps, work(Cleanup::Markers), 2);
+    let mut alone = 0;
+    while let (Some(_), Some(_)) = tokio::join!(async { messages.step(&*rig.store).await.unwrap() }, async {
+        markers.step(&*rig.store).await.unwrap()
+    }) {
+        alone += u32::from(messages.is_alone() && markers.is_alone());
+    }
+    assert!(alone > 500, "{alone} of 1000 steps found nobody else at work");
+    drop((rig, cluster));
 }
 
 async fn a_drain_ends_a_cleanup_between_two_steps(on: On) {
@@ -179,6 +284,9 @@ async fn a_drain_ends_a_cleanup_between_two_steps(on: On) {
 }
 
 on_both!(
+    while_a_schedule_is_changed_node_by_node_only_the_new_times_fire,
+    a_sweep_goes_faster_where_nobody_else_writes_and_slower_at_once_where_somebody_does,
+    two_sweeps_of_one_process_are_no_load_to_one_another,
     what_a_cleanups_budget_leaves_the_next_runs_delete,
     a_drain_ends_a_cleanup_between_two_steps,
     a_failing_cleanup_is_noted_and_does_not_stop_the_schedule,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
-use laneway_core::{Cleanup, Store};
-use laneway_engine::{Sweep, Work};
+use laneway_core::{Cleanup, Kept, Store};
+use laneway_engine::{Sweep, Work, said_of_kept};
 use serde::Serialize;
 
 use crate::Shared;
@@ -42,6 +42,9 @@ struct Cleaned {
     before: Timestamp,
     dry_run: bool,
     deleted: u64,
+    /// What is old enough and stays, as something of the application's holds it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<Kept>,
 }
 
 pub async fn run(shared: &Shared, what: Cleanup, args: &Args) -> Result<()> {
@@ -52,7 +55,8 @@ pub async fn run(shared: &Shared, what: Cleanup, args: &Args) -> Result<()> {
             Configured::Kept(retention) => retention,
             Configured::TurnedOff if shared.json => {
                 let before = Timestamp::UNIX_EPOCH;
-                return output::json(&Cleaned { before, dry_run: args.batch.dry_run, deleted: 0 });
+                let dry_run = args.batch.dry_run;
+                return output::json(&Cleaned { before, dry_run, deleted: 0, kept: Vec::new() });
             }
             Configured::TurnedOff => {
                 return output::line(&format!(
@@ -63,14 +67,15 @@ pub async fn run(shared: &Shared, what: Cleanup, args: &Args) -> Result<()> {
         },
     };
     let before = cutoff(store.now().await?, retention)?;
-    let deleted = match args.batch.dry_run {
-        true => store.cleanable(what, before).await?,
-        false => sweep(&*store, Work::Clean { what, before }, args.batch.batch_size, "deleted").await?,
+    let (deleted, kept) = match args.batch.dry_run {
+        true => (store.cleanable(what, before).await?, Vec::new()),
+        false => sweep_all(&*store, Work::Clean { what, before }, args.batch.batch_size, "deleted").await?,
     };
     if shared.json {
-        return output::json(&Cleaned { before, dry_run: args.batch.dry_run, deleted });
+        return output::json(&Cleaned { before, dry_run: args.batch.dry_run, deleted, kept });
     }
-    output::line(&said(what, deleted, args.batch.dry_run))
+    output::line(&said(what, deleted, args.batch.dry_run))?;
+    said_of_kept(&kept).map_or(Ok(()), |kept| output::line(&format!("{kept}.")))
 }
 
 fn many(what: Cleanup) -> &'static str {
@@ -119,6 +124,11 @@ pub fn cutoff(now: Timestamp, retention: Duration) -> Result<Timestamp> {
 
 /// Works to the end, and says on a terminal how far it is. Answers the rows changed.
 pub async fn sweep(store: &dyn Store, work: Work, batch_size: u32, done: &str) -> Result<u64> {
+    Ok(sweep_all(store, work, batch_size, done).await?.0)
+}
+
+/// The same, and answers also which rows the application does not let go.
+pub async fn sweep_all(store: &dyn Store, work: Work, batch_size: u32, done: &str) -> Result<(u64, Vec<Kept>)> {
     let mut sweep = Sweep::new(work, batch_size);
     let mut stderr = std::io::stderr();
     let shows = stderr.is_terminal();
@@ -129,7 +139,7 @@ pub async fn sweep(store: &dyn Store, work: Work, batch_size: u32, done: &str) -
                 let _ = write!(stderr, "\r{} {done}", sweep.changed()).and_then(|()| stderr.flush());
             }
             Ok(Some(_)) => {}
-            Ok(None) => break Ok(sweep.changed()),
+            Ok(None) => break Ok((sweep.changed(), sweep.kept())),
             Err(error) => break Err(error),
         }
     };

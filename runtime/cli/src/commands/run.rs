@@ -9,7 +9,7 @@ use laneway_host::Grants;
 use tracing::{info, warn};
 
 use crate::Shared;
-use crate::config::{Config, PluginSource, SubscriptionConfig};
+use crate::config::{self, Config, PluginSource, SubscriptionConfig};
 use crate::loader::Loader;
 use crate::signals::{Sent, Signals};
 use crate::{exit, output};
@@ -56,6 +56,7 @@ impl Node {
         let options = EngineOptions {
             poll_interval: config.poll_interval,
             grace: config.grace,
+            place: place(),
             ..EngineOptions::new(config.node.clone())
         };
         for warning in &config.schedules.warnings {
@@ -90,6 +91,11 @@ impl Node {
             Some(why) => Err(exit::Incomplete(why).into()),
         }
     }
+}
+
+/// Where this process runs, as other nodes and operators are told.
+fn place() -> String {
+    format!("host {}, process {}", config::host(), std::process::id())
 }
 
 type Prepared = (Arc<Loader>, Arc<dyn Store>, AppliedTopology, Vec<Binding>);

@@ -5,10 +5,10 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use laneway_core::{CronExpression, MessageId, Name, Schedule, ScheduleAction, ScheduleRunView};
-use laneway_engine::Work;
+use laneway_engine::{Work, said_of_kept};
 use serde::Serialize;
 
-use super::cleanup::{cutoff, said, sweep};
+use super::cleanup::{cutoff, said, sweep_all};
 use crate::Shared;
 use crate::config::Config;
 use crate::config::schedules::zone;
@@ -177,7 +177,9 @@ async fn run_now(shared: &Shared, name: &Name) -> Result<()> {
         ScheduleAction::Clean(policy) => {
             let before = cutoff(store.now().await?, policy.retention)?;
             let work = Work::Clean { what: policy.what, before };
-            said(policy.what, sweep(&*store, work, policy.batch_size, "deleted").await?, false)
+            let (deleted, kept) = sweep_all(&*store, work, policy.batch_size, "deleted").await?;
+            let kept = said_of_kept(&kept).map(|kept| format!(" {kept}.")).unwrap_or_default();
+            format!("{}{kept}", said(policy.what, deleted, false))
         }
     };
     if shared.json {

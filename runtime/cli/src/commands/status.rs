@@ -51,7 +51,8 @@ pub async fn run(shared: &Shared) -> Result<()> {
         ))?;
     }
     for node in &status.nodes {
-        output::line(&format!("node {} was last seen at {}", node.name, node.seen_at))?;
+        let place = node.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+        output::line(&format!("node {}{place} was last seen at {}", node.name, node.seen_at))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use laneway_core::{
-    BreakerPolicy, Name, Ordering, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind,
+    BreakerPolicy, MessageId, Name, Ordering, Priority, RetryPolicy, RetrySchedule, Subscription, SubscriptionKind,
     THROTTLE_MAX_DEFAULT, TopicPattern,
 };
 use laneway_host::{Grants, Limits, PluginSpec, PublicKeys};
@@ -37,6 +37,8 @@ const RATE_MIN: f64 = 0.001;
 const RATE_MAX: f64 = 1_000_000.0;
 /// Most deliveries that a cluster can be held to.
 const CLUSTER_CONCURRENCY_MAX: u32 = 1_000_000;
+/// Random digits of a node's name that nobody gave.
+const NODE_DIGITS: usize = 6;
 /// Most bytes that one message can be let bring into the host's memory.
 const OUTPUT_BYTES_MAX: u64 = 1 << 30;
 /// Most bytes that a payload may have: what the databases' rows and the sandbox can carry with ease.
@@ -564,12 +566,20 @@ fn resolve(storage: Storage, folder: &Path) -> Storage {
     }
 }
 
+/// A name that no other node has: the numbers of processes, and even the names of hosts, are alike in many containers.
 fn default_node() -> Result<Name> {
+    let random = MessageId::generate();
+    let random = random.as_str().get(random.as_str().len() - NODE_DIGITS..).unwrap_or_default();
+    Ok(Name::parse(&format!("{}-{}-{random}", host(), std::process::id()))?)
+}
+
+/// This machine's name, as far as it can be part of a node's.
+pub fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String =
         host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')).collect();
     let host = if host.is_empty() { "node" } else { &host };
-    Ok(Name::parse(&format!("{}-{}", &host[..host.len().min(100)], std::process::id()))?)
+    host[..host.len().min(100)].to_owned()
 }
 
 /// Where compiled plugins are kept if nothing else is said.

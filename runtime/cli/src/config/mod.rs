@@ -18,7 +18,7 @@ use laneway_store::Storage;
 
 use crate::compiler::CompileLimits;
 
-pub use file::{PAYLOAD_BYTES_MAX, REFERENCE, default_cache_dir, duration_argument};
+pub use file::{PAYLOAD_BYTES_MAX, REFERENCE, default_cache_dir, duration_argument, host};
 
 /// A checked configuration.
 pub struct Config {

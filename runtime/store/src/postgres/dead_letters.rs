@@ -133,5 +133,9 @@ pub(super) async fn act(
         .bind(serde_json::to_string(selection).map_err(|error| sqlx::Error::Encode(error.into()))?);
     let row = database.connection().await?.one(statement).await?;
     let more = connection::count(&row, 1)? >= u64::from(limit);
-    Ok(Step { changed: connection::count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more) })
+    Ok(Step {
+        changed: connection::count(&row, 0)?,
+        next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more),
+        ..Step::default()
+    })
 }

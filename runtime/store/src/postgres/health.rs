@@ -80,7 +80,7 @@ impl Health for PostgresStore {
 
     async fn mend(&self, trouble: Trouble, from: i64, limit: u32) -> Result<Step, StoreError> {
         let mended = match trouble {
-            Trouble::OtherHistory | Trouble::AlwaysRestoring => Ok(Step { changed: 0, next: None }),
+            Trouble::OtherHistory | Trouble::AlwaysRestoring => Ok(Step { changed: 0, next: None, ..Step::default() }),
             Trouble::LateSequence => set_sequences(self.database()).await,
             Trouble::OrphanDelivery => remove_orphans(self.database(), from, limit).await,
             Trouble::DisabledTrigger => enable_triggers(self.database()).await,
@@ -136,7 +136,7 @@ async fn set_sequences(database: &Database) -> Outcome<Step> {
     let set: Vec<String> = transaction.one(sqlx::query(query)).await?.try_get(0)?;
     note(&mut transaction, Trouble::LateSequence, &set).await?;
     transaction.commit().await?;
-    Ok(Step { changed: set.len() as u64, next: None })
+    Ok(Step { changed: set.len() as u64, next: None, ..Step::default() })
 }
 
 async fn orphans(database: &Database) -> Outcome<Option<Finding>> {
@@ -185,7 +185,7 @@ async fn remove_orphans(database: &Database, from: i64, limit: u32) -> Outcome<S
             SELECT coalesce(sum(g.open), 0)::bigint FROM gone g";
         removed += count(&session.one(sqlx::query(query)).await?, 0)?;
     }
-    Ok(Step { changed: removed, next })
+    Ok(Step { changed: removed, next, ..Step::default() })
 }
 
 async fn never_routed(database: &Database) -> Outcome<Option<Finding>> {
@@ -245,7 +245,7 @@ async fn route(database: &Database, from: i64, limit: u32) -> Outcome<Step> {
     let statement = sqlx::query(query).bind(from).bind(i64::from(limit));
     let row = database.connection().await?.one(statement).await?;
     let more = count(&row, 1)? >= u64::from(limit);
-    Ok(Step { changed: count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more) })
+    Ok(Step { changed: count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more), ..Step::default() })
 }
 
 async fn always_restoring(database: &Database) -> Outcome<Vec<Finding>> {
@@ -298,7 +298,7 @@ async fn enable_triggers(database: &Database) -> Outcome<Step> {
     }
     note(&mut transaction, Trouble::DisabledTrigger, &enabled).await?;
     transaction.commit().await?;
-    Ok(Step { changed: enabled.len() as u64, next: None })
+    Ok(Step { changed: enabled.len() as u64, next: None, ..Step::default() })
 }
 
 /// Leaves a row about what was mended, if anything was.

@@ -3,14 +3,14 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
-    Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable, Step,
+    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable, Step,
     StoreError,
 };
 use laneway_outbox::OutboxError;
 use sqlx::Row as _;
 
 use super::connection::{Database, Instant, Outcome, Session, classify};
-use super::{PostgresStore, cleanup, dead_letters, replay};
+use super::{PostgresStore, arrears, cleanup, dead_letters, replay};
 
 #[async_trait]
 impl Maintenance for PostgresStore {
@@ -24,6 +24,10 @@ impl Maintenance for PostgresStore {
 
     async fn clean(&self, what: Cleanup, before: Timestamp, from: i64, limit: u32) -> Result<Step, StoreError> {
         cleanup::clean(self.database(), what, before, from, limit).await.map_err(classify)
+    }
+
+    async fn arrears(&self, what: Cleanup, from: i64) -> Result<Arrears, StoreError> {
+        arrears::arrears(self.database(), what, from).await.map_err(classify)
     }
 
     async fn count_dead_letters(&self, selection: &DeadLetterSelection) -> Result<u64, StoreError> {

@@ -3,6 +3,7 @@
 //! Everything lives in the schema `laneway`. Nothing waits inside the database but for row locks of settlements in
 //! progress; claims step over them.
 
+mod arrears;
 mod claim;
 mod cleanup;
 mod connection;
@@ -11,9 +12,11 @@ mod enqueue;
 mod health;
 mod lease;
 mod maintain;
+mod node;
 mod notifications;
 mod plugins;
 mod pool;
+mod references;
 mod replay;
 mod schedule;
 mod schema;
@@ -35,8 +38,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use laneway_core::{
     AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Held, LeaseToken,
-    MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, SettleReport, Settlement, StateEntry, Status,
-    Store, StoreError, SubscriptionId, Topology,
+    MessageFilter, MessageId, MessageView, Name, NewMessage, Node, Renewal, SettleReport, Settlement, StateEntry,
+    Status, Store, StoreError, SubscriptionId, Topology,
 };
 use tokio::task::AbortHandle;
 
@@ -197,12 +200,16 @@ impl Store for PostgresStore {
         view::dead_letters(self.database(), filter).await.map_err(classify)
     }
 
-    async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
-        view::heartbeat(self.database(), name, alive_for).await.map_err(classify)
+    async fn heartbeat(&self, node: &Name, alive_for: Duration) -> Result<u32, StoreError> {
+        node::heartbeat(self.database(), node, alive_for).await.map_err(classify)
     }
 
-    async fn sign_off(&self, name: &Name) -> Result<(), StoreError> {
-        view::sign_off(self.database(), name).await.map_err(classify)
+    async fn greet(&self, node: &Node, alive_for: Duration) -> Result<Vec<Node>, StoreError> {
+        node::greet(self.database(), node, alive_for).await.map_err(classify)
+    }
+
+    async fn sign_off(&self, node: &Name) -> Result<(), StoreError> {
+        node::sign_off(self.database(), node).await.map_err(classify)
     }
 
     fn round_trips(&self) -> u64 {

@@ -127,7 +127,11 @@ pub(super) async fn replay(
         let row = transaction.one(statement).await?;
         transaction.commit().await?;
         let more = count(&row, 1)? >= u64::from(limit);
-        let step = Step { changed: count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more) };
+        let step = Step {
+            changed: count(&row, 0)?,
+            next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more),
+            ..Step::default()
+        };
         Ok((step, row.try_get::<bool, _>(4)?))
     };
     match stepped.await.map_err(classify)? {

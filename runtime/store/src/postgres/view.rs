@@ -1,7 +1,6 @@
-//! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
+//! What operators are shown: status, messages, dead letters.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use laneway_core::{
@@ -13,7 +12,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, Row as _};
 
 use super::PostgresOptions;
-use super::connection::{Database, Instant, Outcome, Session, classify, connect, count, microseconds, unreadable};
+use super::connection::{Database, Instant, Outcome, Session, classify, connect, count, unreadable};
 use super::dead_letters::{bind_selection, selected};
 use super::servers::Servers;
 
@@ -72,12 +71,15 @@ pub(super) async fn status(database: &Database) -> Outcome<Status> {
         })
         .collect::<Outcome<_>>()?;
     let query = "-- view.nodes
-        SELECT name, seen_at FROM laneway.node ORDER BY seen_at DESC, name";
+        SELECT coalesce(label, name), name, place, seen_at FROM laneway.node ORDER BY seen_at DESC, name";
     let nodes = session
         .all(sqlx::query(query))
         .await?
         .iter()
-        .map(|row| Ok(NodeStatus { name: name(row, 0)?, seen_at: timestamp(row, 1)? }))
+        .map(|row| {
+            let (id, place) = (name(row, 1)?, row.try_get(2)?);
+            Ok(NodeStatus { name: name(row, 0)?, id, place, seen_at: timestamp(row, 3)? })
+        })
         .collect::<Outcome<_>>()?;
     Ok(Status {
         topology_revision: totals.try_get(0)?,
@@ -409,27 +411,6 @@ pub(super) async fn dead_letters(database: &Database, filter: &DeadLetterFilter)
             })
         })
         .collect()
-}
-
-/// Notes that a node is alive. Answers how many were lately, this one included.
-pub(super) async fn heartbeat(database: &Database, node: &Name, alive_for: Duration) -> Outcome<u32> {
-    let query = "-- view.heartbeat
-        WITH beat AS (
-            INSERT INTO laneway.node (name, seen_at) VALUES ($1, now())
-            ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
-        )
-        SELECT count(*) + 1 FROM laneway.node
-        WHERE name <> $1 AND seen_at > now() - $2::bigint * interval '1 microsecond'";
-    let statement = sqlx::query(query).bind(node.as_str()).bind(microseconds(alive_for));
-    let row = database.connection().await?.one(statement).await?;
-    Ok(u32::try_from(count(&row, 0)?).unwrap_or(u32::MAX))
-}
-
-/// Forgets a node that has stopped.
-pub(super) async fn sign_off(database: &Database, node: &Name) -> Outcome<()> {
-    let query = "-- view.sign_off
-        DELETE FROM laneway.node WHERE name = $1";
-    database.connection().await?.execute(sqlx::query(query).bind(node.as_str())).await
 }
 
 /// Position in the server's write-ahead log, in bytes from its beginning. What was written between two readings is

@@ -1,22 +1,23 @@
 //! Removing what is over its retention.
 
 use jiff::Timestamp;
-use laneway_core::{Cleanup, Step, StoreError};
-use sqlx::Row;
+use laneway_core::{Cleanup, Kept, Step, StoreError, Writes};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::connection::Connections;
-use super::writer::{Durability, Ran, Script};
+use super::references::{Reference, References, holder};
+use super::writer::{Durability, Ran, Script, stop};
 
 pub(super) fn to_count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
-/// The condition that nothing is owed of message `m`, nor kept of it among the dead letters.
+/// The condition that nothing is owed of message `r`, nor kept of it among the dead letters.
 macro_rules! settled {
     () => {
         "NOT EXISTS (SELECT 1 FROM laneway_delivery d
-                WHERE d.id BETWEEN m.seq * 1048576 AND m.seq * 1048576 + 1048575)
-            AND NOT EXISTS (SELECT 1 FROM laneway_dead_letter f WHERE f.message_seq = m.seq)"
+                WHERE d.id BETWEEN r.seq * 1048576 AND r.seq * 1048576 + 1048575)
+            AND NOT EXISTS (SELECT 1 FROM laneway_dead_letter f WHERE f.message_seq = r.seq)"
     };
 }
 
@@ -28,25 +29,36 @@ macro_rules! old_runs {
     };
 }
 
+/// The table that a cleanup removes rows of.
+fn table(what: Cleanup) -> &'static str {
+    match what {
+        Cleanup::Messages => "laneway_message",
+        Cleanup::Markers => "laneway_marker",
+        Cleanup::DeadLetters => "laneway_dead_letter",
+        Cleanup::ScheduleRuns => "laneway_schedule_run",
+    }
+}
+
 pub(super) async fn cleanable(
     connections: &Connections,
     what: Cleanup,
     before: Timestamp,
 ) -> Result<u64, StoreError> {
+    let references = connections.read_references().await?;
     let query = match what {
         Cleanup::Messages => concat!(
             "-- cleanup.cleanable_messages
-            SELECT count(*) FROM laneway_message m
-            WHERE max(m.created_at, coalesce(m.available_at, 0)) < ? AND ",
+            SELECT count(*) FROM laneway_message r
+            WHERE max(r.created_at, coalesce(r.available_at, 0)) < ? AND ",
             settled!()
         ),
         Cleanup::Markers => {
             "-- cleanup.cleanable_markers
-            SELECT count(*) FROM laneway_marker WHERE processed_at < ?"
+            SELECT count(*) FROM laneway_marker r WHERE r.processed_at < ?"
         }
         Cleanup::DeadLetters => {
             "-- cleanup.cleanable_dead_letters
-            SELECT count(*) FROM laneway_dead_letter WHERE failed_at < ?"
+            SELECT count(*) FROM laneway_dead_letter r WHERE r.failed_at < ?"
         }
         Cleanup::ScheduleRuns => concat!(
             "-- cleanup.cleanable_schedule_runs
@@ -54,10 +66,21 @@ pub(super) async fn cleanable(
             old_runs!()
         ),
     };
-    let statement = sqlx::query(query).bind(before.as_millisecond());
+    let query = match references.to(table(what)) {
+        [] => query.to_owned(),
+        references => format!("{query} AND {} IS NULL", holder(references)),
+    };
+    let statement = sqlx::query(AssertSqlSafe(query)).bind(before.as_millisecond());
     let number = connections.reader().await?.optional(statement, |row| row.try_get(0)).await?;
     Ok(to_count(number.unwrap_or_default()))
 }
+
+/// Rows that this connection has written until now, and commits of others that it has seen.
+const WRITTEN: &str = "-- cleanup.written
+    SELECT total_changes() + (SELECT data_version FROM pragma_data_version)";
+
+/// Tries of a step while the application changes the schema.
+const TRIES: u32 = 10;
 
 pub(super) async fn clean(
     connections: &Connections,
@@ -66,77 +89,107 @@ pub(super) async fn clean(
     from: i64,
     limit: u32,
 ) -> Result<Step, StoreError> {
+    match remove(connections, what, before, from, limit).await {
+        // A trigger of the application refuses one of them.
+        Err(StoreError::Refused(_)) if what == Cleanup::Messages => {
+            remove_by_halves(connections, before, from, limit).await
+        }
+        done => done,
+    }
+}
+
+/// Removes messages of which the application refuses some: in smaller parts, down to one message, so that what is refused
+/// stays, and the others go.
+async fn remove_by_halves(
+    connections: &Connections,
+    before: Timestamp,
+    from: i64,
+    limit: u32,
+) -> Result<Step, StoreError> {
+    let mut all = Step { next: Some(from), ..Step::default() };
+    let mut left = limit;
+    let mut size = limit.div_ceil(2);
+    while let Some(from) = all.next.filter(|_| left > 0) {
+        match remove(connections, Cleanup::Messages, before, from, size.min(left)).await {
+            Ok(step) => {
+                left -= size.min(left);
+                size = size.saturating_mul(2);
+                all.changed += step.changed;
+                all.next = step.next;
+                all.kept.extend(step.kept);
+                let begun = all.writes.or(step.writes);
+                all.writes = begun.zip(step.writes).map(|(begun, now)| Writes { after: now.after, ..begun });
+            }
+            Err(StoreError::Refused(_)) if size.min(left) > 1 => size = size.min(left) / 2,
+            Err(StoreError::Refused(why)) => {
+                left -= 1;
+                all.kept.push(Kept { by: format!("an error of the application's: {why}"), rows: 1 });
+                let query = "-- cleanup.refused_message
+                    SELECT min(seq) FROM laneway_message WHERE seq > ?";
+                let mut reader = connections.reader().await?;
+                let found: Option<Option<i64>> =
+                    reader.optional(sqlx::query(query).bind(from), |row| row.try_get(0)).await?;
+                all.next = found.flatten();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+/// One step, in one transaction.
+async fn remove(
+    connections: &Connections,
+    what: Cleanup,
+    before: Timestamp,
+    from: i64,
+    limit: u32,
+) -> Result<Step, StoreError> {
+    let mut references = connections.known_references();
+    for _ in 0..TRIES {
+        if let Some(step) = try_to_remove(connections, &references, what, before, from, limit).await? {
+            return Ok(step);
+        }
+        references = connections.read_references().await?;
+    }
+    Err(StoreError::Unavailable("the schema of the database changes all the time".to_owned()))
+}
+
+/// What a step has read on its way.
+#[derive(Default)]
+struct Looked {
+    written: Vec<u64>,
+    /// How many rows the step looks at, the last of them, and whether later ones may be old enough: rows are about in
+    /// the order of their times, and none is out of it by more than a day.
+    rows: (i64, Option<i64>, bool),
+    /// How many rows each foreign key holds, by its place.
+    held: Vec<(i64, i64)>,
+}
+
+/// One step, in one transaction; `None`, and nothing done, if the schema is not the one that the foreign keys were read
+/// from.
+async fn try_to_remove(
+    connections: &Connections,
+    references: &References,
+    what: Cleanup,
+    before: Timestamp,
+    from: i64,
+    limit: u32,
+) -> Result<Option<Step>, StoreError> {
     let before = before.as_millisecond();
     let mut script = Script::new();
-    // How many rows the step looks at, the last of them, and whether later ones may be old enough: rows are about in the
-    // order of their times, and none is out of it by more than a day.
-    let mut looked = (0, None, false);
+    script.step(concat!(
+        "-- cleanup.schema\nSELECT ",
+        stop!("v.schema_version"),
+        " FROM pragma_schema_version v WHERE v.schema_version <> ?"
+    ));
+    script.bind(references.schema_version)?;
+    script.step(WRITTEN);
+    let references = references.to(table(what));
     let removal = match what {
-        Cleanup::Messages => {
-            macro_rules! part {
-                () => {
-                    "FROM (SELECT seq, created_at, available_at FROM laneway_message WHERE seq > ?
-                        ORDER BY seq LIMIT ? + 0) m"
-                };
-            }
-            script.step(concat!(
-                "-- cleanup.look_at_messages
-                SELECT count(*), max(m.seq), min(m.created_at) < ? + 86400000 ",
-                part!()
-            ));
-            script.bind(before)?;
-            script.bind(from)?;
-            script.bind(limit)?;
-            let removal = script.step(concat!(
-                "-- cleanup.clean_messages
-                DELETE FROM laneway_message WHERE seq IN (SELECT m.seq ",
-                part!(),
-                " WHERE max(m.created_at, coalesce(m.available_at, 0)) < ? AND ",
-                settled!(),
-                ")"
-            ));
-            script.bind(from)?;
-            script.bind(limit)?;
-            script.bind(before)?;
-            removal
-        }
-        Cleanup::DeadLetters => {
-            macro_rules! part {
-                () => {
-                    "FROM (SELECT id, failed_at FROM laneway_dead_letter WHERE id > ? ORDER BY id LIMIT ? + 0) f"
-                };
-            }
-            script.step(concat!(
-                "-- cleanup.look_at_dead_letters
-                SELECT count(*), max(f.id), min(f.failed_at) < ? + 86400000 ",
-                part!()
-            ));
-            script.bind(before)?;
-            script.bind(from)?;
-            script.bind(limit)?;
-            let removal = script.step(concat!(
-                "-- cleanup.clean_dead_letters
-                DELETE FROM laneway_dead_letter WHERE id IN (SELECT f.id ",
-                part!(),
-                " WHERE f.failed_at < ?)"
-            ));
-            script.bind(from)?;
-            script.bind(limit)?;
-            script.bind(before)?;
-            removal
-        }
-        // The index leads to the oldest: nothing dead is left in it.
-        Cleanup::Markers => {
-            let removal = script.step(
-                "-- cleanup.clean_markers
-                DELETE FROM laneway_marker WHERE (subscription_id, message_id) IN (
-                    SELECT k.subscription_id, k.message_id FROM laneway_marker k
-                    WHERE k.processed_at < ? ORDER BY k.processed_at LIMIT ? + 0)",
-            );
-            script.bind(before)?;
-            script.bind(limit)?;
-            removal
-        }
+        Cleanup::Messages => messages(&mut script, references, before, from, limit)?,
+        Cleanup::DeadLetters => dead_letters(&mut script, references, before, from, limit)?,
+        Cleanup::Markers => markers(&mut script, references, before, from, limit)?,
         Cleanup::ScheduleRuns => {
             let removal = script.step(concat!(
                 "-- cleanup.clean_schedule_runs
@@ -150,20 +203,172 @@ pub(super) async fn clean(
             removal
         }
     };
+    script.step(WRITTEN);
+    let mut looked = Looked::default();
     let ran = connections
         .run(Durability::Buffered, script, |row| {
-            looked = (row.try_get(0)?, row.try_get(1)?, row.try_get::<Option<i64>, _>(2)? == Some(1));
+            match row.len() {
+                1 => looked.written.push(to_count(row.try_get(0)?)),
+                2 => looked.held.push((row.try_get(0)?, row.try_get(1)?)),
+                _ => looked.rows = (row.try_get(0)?, row.try_get(1)?, row.try_get::<Option<i64>, _>(2)? == Some(1)),
+            }
             Ok(())
         })
         .await?;
-    let Ran::Committed(done) = ran else {
-        return Err(StoreError::Other("a cleanup was stopped".to_owned()));
-    };
+    let Ran::Committed(done) = ran else { return Ok(None) };
     let changed = done.get(removal).map_or(0, |removal| removal.rows_affected());
     let limit = i64::from(limit);
+    let (rows, last, more) = looked.rows;
     let next = match what {
-        Cleanup::Messages | Cleanup::DeadLetters => looked.1.filter(|_| looked.0 >= limit && looked.2),
-        Cleanup::Markers | Cleanup::ScheduleRuns => (changed >= limit.cast_unsigned()).then_some(0),
+        Cleanup::Messages | Cleanup::DeadLetters => last.filter(|_| rows >= limit && more),
+        // Any number: the next step looks for the oldest again. It is not the first one.
+        Cleanup::Markers => (changed >= limit.cast_unsigned()).then_some(1),
+        Cleanup::ScheduleRuns => (changed >= limit.cast_unsigned()).then_some(0),
     };
-    Ok(Step { changed, next })
+    let writes = match *looked.written {
+        [before, after] => Some(Writes { before, after }),
+        _ => None,
+    };
+    let kept = looked.held.iter().filter_map(|(place, rows)| {
+        let reference = references.get(usize::try_from(*place).ok()?)?;
+        Some(Kept { by: reference.named.clone(), rows: to_count(*rows) })
+    });
+    Ok(Some(Step { changed, next, writes, kept: kept.collect() }))
+}
+
+/// The next rows by their numbers, of a table and its columns.
+macro_rules! part {
+    ($table:literal, $number:literal, $columns:literal) => {
+        concat!(
+            "FROM (SELECT ",
+            $columns,
+            " FROM ",
+            $table,
+            " WHERE ",
+            $number,
+            " > ? ORDER BY ",
+            $number,
+            " LIMIT ? + 0) r"
+        )
+    };
+}
+
+fn messages(
+    script: &mut Script,
+    references: &[Reference],
+    before: i64,
+    from: i64,
+    limit: u32,
+) -> Result<usize, StoreError> {
+    macro_rules! old {
+        () => {
+            concat!(" WHERE max(r.created_at, coalesce(r.available_at, 0)) < ? AND ", settled!())
+        };
+    }
+    script.step(concat!(
+        "-- cleanup.look_at_messages
+        SELECT count(*), max(r.seq), min(r.created_at) < ? + 86400000 ",
+        part!("laneway_message", "seq", "seq, created_at, available_at")
+    ));
+    script.bind(before)?;
+    script.bind(from)?;
+    script.bind(limit)?;
+    let mut free = String::new();
+    if !references.is_empty() {
+        let holder = holder(references);
+        free = format!(" AND {holder} IS NULL");
+        script.step(&format!(
+            "-- cleanup.held_messages
+            SELECT h.place, count(*) FROM (SELECT {holder} AS place {}{}) h WHERE h.place IS NOT NULL GROUP BY h.place",
+            part!("laneway_message", "seq", "*"),
+            old!()
+        ));
+        script.bind(from)?;
+        script.bind(limit)?;
+        script.bind(before)?;
+    }
+    let columns = match references {
+        [] => part!("laneway_message", "seq", "seq, created_at, available_at"),
+        _ => part!("laneway_message", "seq", "*"),
+    };
+    let removal = script.step(&format!(
+        "-- cleanup.clean_messages
+        DELETE FROM laneway_message WHERE seq IN (SELECT r.seq {columns}{}{free})",
+        old!()
+    ));
+    script.bind(from)?;
+    script.bind(limit)?;
+    script.bind(before)?;
+    Ok(removal)
+}
+
+fn dead_letters(
+    script: &mut Script,
+    references: &[Reference],
+    before: i64,
+    from: i64,
+    limit: u32,
+) -> Result<usize, StoreError> {
+    script.step(concat!(
+        "-- cleanup.look_at_dead_letters
+        SELECT count(*), max(r.id), min(r.failed_at) < ? + 86400000 ",
+        part!("laneway_dead_letter", "id", "id, failed_at")
+    ));
+    script.bind(before)?;
+    script.bind(from)?;
+    script.bind(limit)?;
+    let part = part!("laneway_dead_letter", "id", "*");
+    let mut free = String::new();
+    if !references.is_empty() {
+        let holder = holder(references);
+        free = format!(" AND {holder} IS NULL");
+        script.step(&format!(
+            "-- cleanup.held_dead_letters
+            SELECT h.place, count(*) FROM (SELECT {holder} AS place {part} WHERE r.failed_at < ?) h
+            WHERE h.place IS NOT NULL GROUP BY h.place"
+        ));
+        script.bind(from)?;
+        script.bind(limit)?;
+        script.bind(before)?;
+    }
+    let removal = script.step(&format!(
+        "-- cleanup.clean_dead_letters
+        DELETE FROM laneway_dead_letter WHERE id IN (SELECT r.id {part} WHERE r.failed_at < ?{free})"
+    ));
+    script.bind(from)?;
+    script.bind(limit)?;
+    script.bind(before)?;
+    Ok(removal)
+}
+
+/// The index leads to the oldest: nothing dead is left in it. What foreign keys hold is counted at the first step.
+fn markers(
+    script: &mut Script,
+    references: &[Reference],
+    before: i64,
+    from: i64,
+    limit: u32,
+) -> Result<usize, StoreError> {
+    let mut free = String::new();
+    if !references.is_empty() {
+        let holder = holder(references);
+        free = format!(" AND {holder} IS NULL");
+        if from == 0 {
+            script.step(&format!(
+                "-- cleanup.held_markers
+                SELECT h.place, count(*) FROM (SELECT {holder} AS place FROM laneway_marker r WHERE r.processed_at < ?) h
+                WHERE h.place IS NOT NULL GROUP BY h.place"
+            ));
+            script.bind(before)?;
+        }
+    }
+    let removal = script.step(&format!(
+        "-- cleanup.clean_markers
+        DELETE FROM laneway_marker WHERE (subscription_id, message_id) IN (
+            SELECT r.subscription_id, r.message_id FROM laneway_marker r
+            WHERE r.processed_at < ?{free} ORDER BY r.processed_at LIMIT ? + 0)"
+    ));
+    script.bind(before)?;
+    script.bind(limit)?;
+    Ok(removal)
 }

@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions, Either, Executor, Sqlite, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::busy;
+use super::references::References;
 use super::writer::Writer;
 use super::{SqliteOptions, Synchronous};
 
@@ -38,6 +39,8 @@ pub(super) struct Connections {
     pub(super) writer: Arc<tokio::sync::Mutex<Writer>>,
     readers: Arc<Readers>,
     pub(super) synchronous: Synchronous,
+    /// What the application's foreign keys hold, as it was last read.
+    pub(super) references: Mutex<Arc<References>>,
     round_trips: Arc<AtomicU64>,
 }
 
@@ -56,6 +59,7 @@ impl Connections {
             writer: Arc::new(tokio::sync::Mutex::new(Writer::new(writer))),
             readers: Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) }),
             synchronous: options.synchronous,
+            references: Mutex::default(),
             round_trips: Arc::default(),
         })
     }

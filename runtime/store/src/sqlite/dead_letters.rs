@@ -136,7 +136,7 @@ pub(super) async fn act(
         transaction.execute(statement).await?;
     }
     transaction.commit().await?;
-    Ok(Step { changed: chosen.len() as u64, next: last.filter(|_| looked >= limit) })
+    Ok(Step { changed: chosen.len() as u64, next: last.filter(|_| looked >= limit), ..Step::default() })
 }
 
 /// Number of the newest dead letter; 0 if there was none ever.

@@ -52,7 +52,7 @@ impl Health for SqliteStore {
         match trouble {
             // Triggers cannot be switched off in the file.
             Trouble::OtherHistory | Trouble::DisabledTrigger | Trouble::NeverRouted | Trouble::AlwaysRestoring => {
-                Ok(Step { changed: 0, next: None })
+                Ok(Step { changed: 0, next: None, ..Step::default() })
             }
             Trouble::LateSequence => set_sequence(self.connections()).await,
             Trouble::OrphanDelivery => remove_orphans(self.connections(), from, limit).await,
@@ -76,7 +76,7 @@ async fn set_sequence(connections: &Connections) -> Result<Step, StoreError> {
     let (last, in_use): (i64, i64) = numbers.unwrap_or_default();
     if in_use <= last {
         transaction.roll_back().await?;
-        return Ok(Step { changed: 0, next: None });
+        return Ok(Step { changed: 0, next: None, ..Step::default() });
     }
     // A file that no message was ever written to has no row yet.
     for query in [
@@ -96,7 +96,7 @@ async fn set_sequence(connections: &Connections) -> Result<Step, StoreError> {
     );
     transaction.execute(sqlx::query(query).bind(last).bind(in_use)).await?;
     transaction.commit().await?;
-    Ok(Step { changed: 1, next: None })
+    Ok(Step { changed: 1, next: None, ..Step::default() })
 }
 
 async fn orphans(connections: &Connections) -> Result<Option<Finding>, StoreError> {
@@ -140,5 +140,5 @@ async fn remove_orphans(connections: &Connections, from: i64, limit: u32) -> Res
         transaction.execute(sqlx::query(query).bind(count).bind(first).bind(newest)).await?;
     }
     transaction.commit().await?;
-    Ok(Step { changed: orphans.len() as u64, next: last.filter(|_| looked >= limit) })
+    Ok(Step { changed: orphans.len() as u64, next: last.filter(|_| looked >= limit), ..Step::default() })
 }

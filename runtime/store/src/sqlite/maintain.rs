@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
-    Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable, Step,
+    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable, Step,
     StoreError,
 };
 use laneway_outbox::OutboxError;
@@ -11,7 +11,7 @@ use sqlx::Row;
 
 use super::connection::{classify, now_ms};
 use super::writer::Durability;
-use super::{SqliteStore, cleanup, dead_letters, replay};
+use super::{SqliteStore, arrears, cleanup, dead_letters, replay};
 
 #[async_trait]
 impl Maintenance for SqliteStore {
@@ -28,6 +28,10 @@ impl Maintenance for SqliteStore {
 
     async fn clean(&self, what: Cleanup, before: Timestamp, from: i64, limit: u32) -> Result<Step, StoreError> {
         cleanup::clean(self.connections(), what, before, from, limit).await
+    }
+
+    async fn arrears(&self, what: Cleanup, from: i64) -> Result<Arrears, StoreError> {
+        arrears::arrears(self.connections(), what, from).await
     }
 
     async fn count_dead_letters(&self, selection: &DeadLetterSelection) -> Result<u64, StoreError> {

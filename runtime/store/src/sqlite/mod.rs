@@ -3,6 +3,7 @@
 //! One connection writes; in-process writers queue for it in order, so that they never fight over SQLite's lock, and
 //! its page cache stays warm. A few connections read, and one watches for commits of other processes.
 
+mod arrears;
 mod busy;
 mod claim;
 mod cleanup;
@@ -12,7 +13,9 @@ mod enqueue;
 mod health;
 mod lease;
 mod maintain;
+mod node;
 mod plugins;
+mod references;
 mod replay;
 mod schedule;
 mod schema;
@@ -33,8 +36,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use laneway_core::{
     AppliedTopology, Batch, ClaimRequest, DeadLetterFilter, DeadLetterView, DeliveryId, Enqueued, Held, LeaseToken,
-    MessageFilter, MessageId, MessageView, Name, NewMessage, Renewal, SettleReport, Settlement, StateEntry, Status,
-    Store, StoreError, SubscriptionId, Topology,
+    MessageFilter, MessageId, MessageView, Name, NewMessage, Node, Renewal, SettleReport, Settlement, StateEntry,
+    Status, Store, StoreError, SubscriptionId, Topology,
 };
 use tokio::task::AbortHandle;
 
@@ -202,12 +205,16 @@ impl Store for SqliteStore {
         view::dead_letters(&mut self.connections().reader().await?, filter).await
     }
 
-    async fn heartbeat(&self, name: &Name, alive_for: Duration) -> Result<u32, StoreError> {
-        view::heartbeat(self.connections(), name, alive_for).await
+    async fn heartbeat(&self, node: &Name, alive_for: Duration) -> Result<u32, StoreError> {
+        node::heartbeat(self.connections(), node, alive_for).await
     }
 
-    async fn sign_off(&self, name: &Name) -> Result<(), StoreError> {
-        view::sign_off(self.connections(), name).await
+    async fn greet(&self, node: &Node, alive_for: Duration) -> Result<Vec<Node>, StoreError> {
+        node::greet(self.connections(), node, alive_for).await
+    }
+
+    async fn sign_off(&self, node: &Name) -> Result<(), StoreError> {
+        node::sign_off(self.connections(), node).await
     }
 
     fn round_trips(&self) -> u64 {

@@ -171,7 +171,7 @@ pub(super) async fn replay(
         transaction.execute(statement).await?;
     }
     transaction.commit().await?;
-    Ok(Step { changed: part.chosen.len() as u64, next: part.next(limit) })
+    Ok(Step { changed: part.chosen.len() as u64, next: part.next(limit), ..Step::default() })
 }
 
 /// How many messages would be owed in all, and how many left.

@@ -1,12 +1,16 @@
 //! Runs of schedules: each time once.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
-use laneway_core::{Name, NewMessage, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, StoreError};
+use laneway_core::{
+    Declared, Name, NewMessage, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, StoreError,
+};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::connection::now_ms;
+use super::connection::{Connections, classify, millis, now_ms};
 use super::writer::{Durability, Ran, Script};
 use super::{SqliteStore, enqueue};
 
@@ -20,35 +24,20 @@ fn time(row: &SqliteRow, column: usize) -> Result<Option<Timestamp>, sqlx::Error
 
 #[async_trait]
 impl ScheduleRuns for SqliteStore {
-    async fn declare_schedule(&self, schedule: &Name, rule: &str) -> Result<Option<String>, StoreError> {
-        let mut script = Script::new();
-        script.step("-- schedule.rule\nSELECT rule FROM laneway_schedule WHERE name = ? AND rule <> ?");
-        script.bind(schedule.as_str())?;
-        script.bind(rule)?;
-        script.step(concat!(
-            "-- schedule.declare
-            INSERT INTO laneway_schedule AS s (name, rule, since) VALUES (?, ?, ",
-            now_ms!(),
-            ")
-            ON CONFLICT (name) DO UPDATE SET rule = excluded.rule, since = excluded.since
-                WHERE s.rule <> excluded.rule"
-        ));
-        script.bind(schedule.as_str())?;
-        script.bind(rule)?;
-        let mut before = None;
-        self.connections()
-            .run(Durability::Flushed, script, |row| {
-                before = row.try_get(0)?;
-                Ok(())
-            })
-            .await?;
-        Ok(before)
+    async fn declare_schedule(
+        &self,
+        schedule: &Name,
+        rule: &str,
+        node: &Name,
+        alive_for: Duration,
+    ) -> Result<Declared, StoreError> {
+        declare(self.connections(), schedule, rule, node, alive_for).await
     }
 
     async fn schedule_position(&self, schedule: &Name) -> Result<Option<SchedulePosition>, StoreError> {
         let query = concat!(
             "-- schedule.position
-            SELECT s.since, (SELECT max(r.fire_at) FROM laneway_schedule_run r
+            SELECT s.rule, s.since, (SELECT max(r.fire_at) FROM laneway_schedule_run r
                 WHERE r.schedule = s.name AND r.fire_at <= ",
             now_ms!(),
             ")
@@ -58,7 +47,8 @@ impl ScheduleRuns for SqliteStore {
         let mut reader = self.connections().reader().await?;
         reader
             .optional(statement, |row| {
-                Ok(SchedulePosition { since: timestamp(row.try_get(0)?)?, last: time(row, 1)? })
+                let since = timestamp(row.try_get(1)?)?;
+                Ok(SchedulePosition { rule: row.try_get(0)?, since, last: time(row, 2)? })
             })
             .await
     }
@@ -66,6 +56,7 @@ impl ScheduleRuns for SqliteStore {
     async fn begin_run(
         &self,
         schedule: &Name,
+        rule: Option<&str>,
         fire_at: Timestamp,
         node: &Name,
         message: Option<&NewMessage>,
@@ -78,13 +69,16 @@ impl ScheduleRuns for SqliteStore {
                 CASE WHEN m.id IS NOT NULL THEN 'done' END, 'message ' || m.id
             FROM (SELECT ",
             now_ms!(),
-            " AS now) c, (SELECT ? AS id) m WHERE true
+            " AS now) c, (SELECT ? AS id) m, (SELECT ? AS rule) r
+            WHERE r.rule IS NULL OR EXISTS (SELECT 1 FROM laneway_schedule s WHERE s.name = ? AND s.rule = r.rule)
             ON CONFLICT (schedule, fire_at) DO NOTHING"
         ));
         script.bind(schedule.as_str())?;
         script.bind(fire_at.as_millisecond())?;
         script.bind(node.as_str())?;
         script.bind(message.map(|message| message.id.as_str()))?;
+        script.bind(rule)?;
+        script.bind(schedule.as_str())?;
         script.guard_count(1)?;
         let position = message.map(|message| enqueue::insert(&mut script, [message].into_iter())).transpose()?;
         match self.connections().run(Durability::Flushed, script, |_| Ok(())).await? {
@@ -137,4 +131,95 @@ impl ScheduleRuns for SqliteStore {
             })
             .await
     }
+}
+
+/// A rule that no node has had for longer, in milliseconds, is new when it comes again.
+const RULES_KEPT: i64 = 7 * 86_400_000;
+
+/// The condition that the node of holder `h` lives. The length of a life is bound.
+macro_rules! lives {
+    () => {
+        concat!("EXISTS (SELECT 1 FROM laneway_node n WHERE n.name = h.node AND n.seen_at > ", now_ms!(), " - ?)")
+    };
+}
+
+async fn declare(
+    connections: &Connections,
+    schedule: &Name,
+    rule: &str,
+    node: &Name,
+    alive_for: Duration,
+) -> Result<Declared, StoreError> {
+    let (name, alive_for) = (schedule.as_str(), millis(alive_for));
+    // There is one writer: one node decides after the other.
+    let mut transaction = connections.begin(Durability::Flushed).await?;
+    let query = concat!(
+        "-- schedule.first
+        INSERT INTO laneway_schedule (name, rule, since) VALUES (?, ?, ",
+        now_ms!(),
+        ") ON CONFLICT (name) DO NOTHING"
+    );
+    transaction.execute(sqlx::query(query).bind(name).bind(rule)).await?;
+    // Who declares lives, although its first sign of life may be under way.
+    let query = concat!(
+        "-- schedule.alive
+        INSERT INTO laneway_node (name, seen_at) VALUES (?, ",
+        now_ms!(),
+        ") ON CONFLICT (name) DO NOTHING"
+    );
+    transaction.execute(sqlx::query(query).bind(node.as_str())).await?;
+    let query = concat!(
+        "-- schedule.holders
+        SELECT s.rule, s.since,
+            EXISTS (SELECT 1 FROM laneway_schedule_holder h WHERE h.schedule = s.name AND h.rule = ?
+                AND (h.held_at > ",
+        now_ms!(),
+        " - ? OR ",
+        lives!(),
+        ")),
+            EXISTS (SELECT 1 FROM laneway_schedule_holder h WHERE h.schedule = s.name AND h.rule = s.rule AND ",
+        lives!(),
+        ")
+        FROM laneway_schedule s WHERE s.name = ?"
+    );
+    let statement = sqlx::query(query).bind(rule).bind(RULES_KEPT).bind(alive_for).bind(alive_for).bind(name);
+    let found: Option<(String, i64, bool, bool)> = transaction
+        .optional(statement, |row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?)))
+        .await?;
+    let Some((holds, since, is_known, is_held)) = found else {
+        return Err(StoreError::Other(format!("schedule {schedule} was just written and is not there")));
+    };
+    let query = concat!(
+        "-- schedule.forget
+        DELETE FROM laneway_schedule_holder AS h WHERE h.schedule = ? AND h.node <> ? AND h.held_at < ",
+        now_ms!(),
+        " - ? AND NOT ",
+        lives!()
+    );
+    let statement = sqlx::query(query).bind(name).bind(node.as_str()).bind(RULES_KEPT).bind(alive_for);
+    transaction.execute(statement).await?;
+    let query = concat!(
+        "-- schedule.hold
+        INSERT INTO laneway_schedule_holder AS h (schedule, node, rule, held_at) VALUES (?, ?, ?, ",
+        now_ms!(),
+        ") ON CONFLICT (schedule, node) DO UPDATE SET rule = excluded.rule, held_at = excluded.held_at
+            WHERE h.rule <> excluded.rule"
+    );
+    transaction.execute(sqlx::query(query).bind(name).bind(node.as_str()).bind(rule)).await?;
+    let declared = if holds == rule {
+        Declared::Ours { before: None }
+    } else if is_known && is_held {
+        let since = timestamp(since).map_err(classify)?;
+        Declared::Theirs { rule: holds, since }
+    } else {
+        let query = concat!(
+            "-- schedule.declare\nUPDATE laneway_schedule SET rule = ?, since = ",
+            now_ms!(),
+            " WHERE name = ?"
+        );
+        transaction.execute(sqlx::query(query).bind(rule).bind(name)).await?;
+        Declared::Ours { before: Some(holds) }
+    };
+    transaction.commit().await?;
+    Ok(declared)
 }

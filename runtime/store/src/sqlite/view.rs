@@ -1,6 +1,4 @@
-//! What operators are shown: status, messages, dead letters; and the nodes' signs of life.
-
-use std::time::Duration;
+//! What operators are shown: status, messages, dead letters.
 
 use jiff::Timestamp;
 use laneway_core::{
@@ -11,9 +9,8 @@ use laneway_core::{
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::connection::{Connections, Reader, millis, now_ms};
+use super::connection::{Reader, now_ms};
 use super::dead_letters::{bind_selection, selected};
-use super::writer::{Durability, Script};
 
 type Decoded<T> = Result<T, sqlx::Error>;
 
@@ -72,10 +69,11 @@ pub(super) async fn status(reader: &mut Reader) -> Result<Status, StoreError> {
         subscriptions.push(SubscriptionStatus { lanes: lanes(reader, id).await?, ..status });
     }
     let query = "-- view.nodes
-        SELECT name, seen_at FROM laneway_node ORDER BY seen_at DESC, name";
+        SELECT coalesce(label, name), name, place, seen_at FROM laneway_node ORDER BY seen_at DESC, name";
     let nodes = reader
         .all(sqlx::query(query), |row| {
-            Ok(NodeStatus { name: name(row.try_get(0)?)?, seen_at: timestamp(row.try_get(1)?)? })
+            let (id, place) = (name(row.try_get(1)?)?, row.try_get(2)?);
+            Ok(NodeStatus { name: name(row.try_get(0)?)?, id, place, seen_at: timestamp(row.try_get(3)?)? })
         })
         .await?;
     // Triggers fire for every writer of the file.
@@ -332,39 +330,4 @@ pub(super) async fn dead_letters(
             })
         })
         .await
-}
-
-/// Notes that a node is alive. Answers how many were lately, this one included.
-pub(super) async fn heartbeat(
-    connections: &Connections,
-    node: &Name,
-    alive_for: Duration,
-) -> Result<u32, StoreError> {
-    let mut script = Script::new();
-    script.step(concat!(
-        "-- view.heartbeat
-        INSERT INTO laneway_node (name, seen_at) VALUES (?, ",
-        now_ms!(),
-        ")
-        ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"
-    ));
-    script.bind(node.as_str())?;
-    script.step(concat!("-- view.alive\nSELECT count(*) FROM laneway_node WHERE seen_at > ", now_ms!(), " - ?"));
-    script.bind(millis(alive_for))?;
-    let mut alive = 1;
-    connections
-        .run(Durability::Buffered, script, |row| {
-            alive = row.try_get(0)?;
-            Ok(())
-        })
-        .await?;
-    Ok(alive)
-}
-
-/// Forgets a node that has stopped.
-pub(super) async fn sign_off(connections: &Connections, node: &Name) -> Result<(), StoreError> {
-    let mut script = Script::new();
-    script.step("-- view.sign_off\nDELETE FROM laneway_node WHERE name = ?");
-    script.bind(node.as_str())?;
-    connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
 }
