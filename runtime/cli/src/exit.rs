@@ -10,7 +10,7 @@ pub const SUCCESS: u8 = 0;
 pub const FAILURE: u8 = 1;
 /// The command line is wrong, or a value in it.
 pub const USAGE: u8 = 2;
-/// The database is out of reach; trying again later may help.
+/// The database is out of reach, or its file was exchanged under the node; trying again later may help.
 pub const UNAVAILABLE: u8 = 3;
 /// The database's schema is older, newer, or not Laneway's.
 pub const SCHEMA: u8 = 4;
@@ -55,7 +55,7 @@ pub fn usage(text: &str) -> anyhow::Error {
 /// The code of an error.
 pub fn of(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<StoreError>() {
-        Some(StoreError::Unavailable(_)) => UNAVAILABLE,
+        Some(StoreError::Unavailable(_) | StoreError::Exchanged(_)) => UNAVAILABLE,
         Some(StoreError::SchemaOlder { .. } | StoreError::SchemaNewer { .. } | StoreError::NotOurs(_)) => SCHEMA,
         _ if error.is::<Incomplete>() => INCOMPLETE,
         _ if error.is::<Wrong>() => WRONG,

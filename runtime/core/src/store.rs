@@ -20,6 +20,10 @@ pub enum StoreError {
     /// a setting of the server. Nothing is wrong with what was to be written.
     #[error("database is not set up for this: {0}")]
     Misconfigured(String),
+    /// The database's file was moved, removed or replaced while it was open. Nothing is written to it any more; only a new
+    /// start opens what is there now.
+    #[error("database file was exchanged: {0}")]
+    Exchanged(String),
     /// The schema is older than this program.
     #[error("database is at schema version {found}, this program needs {needed}; run `laneway migrate`")]
     SchemaOlder {
@@ -52,17 +56,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may succeed later without anyone's help.
+    /// Whether the call is not at fault, so that the same call may succeed later: without anyone's help, or after a new
+    /// start where the file was exchanged.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Exchanged(_))
     }
 
     /// Whether the fault is the database's, and not that of what was to be written: the same call succeeds once the
     /// database is back, or was mended.
     #[must_use]
     pub fn is_of_database(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Misconfigured(_))
+        matches!(self, Self::Unavailable(_) | Self::Misconfigured(_) | Self::Exchanged(_))
     }
 }
 

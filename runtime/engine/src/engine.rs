@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    Interrupt, Invoker, Name, Node, PluginLoader, Schedule, Store, Subscription, SubscriptionId, Verdict,
+    Interrupt, Invoker, Name, Node, PluginLoader, Schedule, Store, StoreError, Subscription, SubscriptionId, Verdict,
 };
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -86,6 +86,7 @@ pub struct Engine {
     keepers: Vec<JoinHandle<()>>,
     settling: JoinHandle<()>,
     grace: Duration,
+    exchanged: watch::Receiver<Option<String>>,
 }
 
 impl Engine {
@@ -108,9 +109,10 @@ impl Engine {
         let interrupt = Interrupt::default();
         let settling = tokio::spawn(settler.clone().run());
         let nodes = Arc::new(AtomicU32::new(1));
+        let (exchange, exchanged) = watch::channel(None);
         let mut keepers = vec![
             tokio::spawn(leases.keep(store.clone())),
-            tokio::spawn(heartbeat(store.clone(), node.clone(), nodes.clone())),
+            tokio::spawn(heartbeat(store.clone(), node.clone(), nodes.clone(), exchange)),
             tokio::spawn(health::keep(
                 store.clone(),
                 bindings.iter().map(|binding| (binding.subscription.name.clone(), binding.id)).collect(),
@@ -167,7 +169,35 @@ impl Engine {
         }
         info!(node = %node.name, id = %node.id, subscriptions = active.len(), "engine started");
         let (store, node, grace) = (store.clone(), node.id, options.grace);
-        Self { store, node, active, settler, stats, interrupt, draining, relays, slots, keepers, settling, grace }
+        Self {
+            store,
+            node,
+            active,
+            settler,
+            stats,
+            interrupt,
+            draining,
+            relays,
+            slots,
+            keepers,
+            settling,
+            grace,
+            exchanged,
+        }
+    }
+
+    /// Waits until a heartbeat has found that the database's file was exchanged under this node, and answers that error.
+    /// Nothing can be committed from then on, so there is nothing to drain either: what is in hand ends with its leases.
+    pub fn exchanged(&self) -> impl Future<Output = StoreError> + use<> {
+        let mut exchanged = self.exchanged.clone();
+        async move {
+            let found = exchanged.wait_for(Option::is_some).await.map(|found| found.clone());
+            match found {
+                Ok(found) => StoreError::Exchanged(found.unwrap_or_default()),
+                // The heart has stopped: the engine drains.
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     /// The node's counters.
@@ -262,11 +292,19 @@ impl Engine {
     }
 }
 
-async fn heartbeat(store: Arc<dyn Store>, node: Node, nodes: Arc<AtomicU32>) {
+async fn heartbeat(
+    store: Arc<dyn Store>,
+    node: Node,
+    nodes: Arc<AtomicU32>,
+    exchange: watch::Sender<Option<String>>,
+) {
     let mut told = HashSet::new();
     loop {
         match store.heartbeat(&node.id, ALIVE_FOR).await {
             Ok(alive) => nodes.store(alive, Ordering::Relaxed),
+            Err(StoreError::Exchanged(what)) => {
+                exchange.send_replace(Some(what));
+            }
             Err(error) => warn!(%error, "heartbeat failed"),
         }
         match store.greet(&node, ALIVE_FOR).await {

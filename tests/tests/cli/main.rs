@@ -6,6 +6,7 @@ mod clock;
 mod databases;
 mod deployments;
 mod doctor;
+mod exchange;
 mod flow;
 mod plugin_test;
 mod plugins;

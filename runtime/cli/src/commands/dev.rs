@@ -59,8 +59,10 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     for found in &crates {
         info!(crate = %found.root.display(), "watching the sources of the crate");
     }
+    let exchanged = node.engine.exchanged();
     let signal = tokio::select! {
         signal = signals.next() => signal,
+        error = exchanged => return Err(node.abandon(error)),
         never = follow(&node, &mut watched, &mut crates) => match never {},
     };
     node.stop(signal, &mut signals, shared.json).await

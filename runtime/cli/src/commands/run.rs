@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use laneway_core::{AppliedTopology, Name, PluginLoader, Store, SubscriptionId};
+use laneway_core::{AppliedTopology, Name, PluginLoader, Store, StoreError, SubscriptionId};
 use laneway_engine::{Binding, Engine, EngineOptions, Runs};
 use laneway_host::Grants;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::Shared;
 use crate::config::{self, Config, PluginSource, SubscriptionConfig};
@@ -31,8 +31,11 @@ pub async fn run(shared: &Shared, args: Args) -> Result<()> {
     }
     let mut signals = Signals::listen()?;
     let Some(node) = Node::start(&config, args.apply, &mut signals).await? else { return Ok(()) };
-    let signal = signals.next().await;
-    node.stop(signal, &mut signals, shared.json).await
+    let exchanged = node.engine.exchanged();
+    tokio::select! {
+        signal = signals.next() => node.stop(signal, &mut signals, shared.json).await,
+        error = exchanged => Err(node.abandon(error)),
+    }
 }
 
 /// A node at work.
@@ -71,6 +74,16 @@ impl Node {
         let engine = Engine::start(&store, bindings, config.schedules.all.clone(), options, sandbox.handle());
         info!(storage = config.storage.kind(), topology = topology.revision, "laneway is running");
         Ok(Some(Self { engine, loader, sandbox }))
+    }
+
+    /// Ends the node at once, as a crash would: its database is not the one that its messages are in.
+    pub fn abandon(self, error: StoreError) -> anyhow::Error {
+        error!("{error}");
+        self.sandbox.shutdown_background();
+        anyhow::Error::new(error).context(
+            "the node stopped; what it had in hand was not committed, and is due again \
+            in the file that it was claimed from when its leases end",
+        )
     }
 
     /// Drains the node, for this signal. A second one ends it at once, but for SIGHUP: where a terminal or a session ends,

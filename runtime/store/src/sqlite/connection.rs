@@ -13,6 +13,7 @@ use sqlx::{ConnectOptions, Either, Executor, Sqlite, SqliteConnection};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::busy;
+use super::identity::OpenFile;
 use super::references::References;
 use super::writer::Writer;
 use super::{SqliteOptions, Synchronous};
@@ -38,6 +39,8 @@ pub(super) type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
 pub(super) struct Connections {
     pub(super) writer: Arc<tokio::sync::Mutex<Writer>>,
     readers: Arc<Readers>,
+    /// The file that all of them have open.
+    pub(super) file: OpenFile,
     pub(super) synchronous: Synchronous,
     /// What the application's foreign keys hold, as it was last read.
     pub(super) references: Mutex<Arc<References>>,
@@ -55,7 +58,11 @@ impl Connections {
         for _ in 0..READERS {
             idle.push(connect_reader(options).await?);
         }
+        // The first look makes the files beside it, where they are missing.
+        let look = sqlx::query("-- connection.look\nSELECT count(*) FROM sqlite_schema");
+        idle[0].execute(look).await.map_err(classify)?;
         Ok(Self {
+            file: OpenFile::of(&options.path),
             writer: Arc::new(tokio::sync::Mutex::new(Writer::new(writer))),
             readers: Arc::new(Readers { idle: Mutex::new(idle), permits: Arc::new(Semaphore::new(READERS)) }),
             synchronous: options.synchronous,

@@ -11,6 +11,7 @@ mod connection;
 mod dead_letters;
 mod enqueue;
 mod health;
+mod identity;
 mod lease;
 mod maintain;
 mod node;

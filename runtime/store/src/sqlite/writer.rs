@@ -104,6 +104,7 @@ impl Connections {
     /// Waits for the writers before us in this process.
     async fn lock(&self) -> Result<Transaction, StoreError> {
         let writer = Arc::clone(&self.writer).lock_owned().await;
+        self.file.check()?;
         let mut transaction = Transaction { writer: Some(writer), round_trips: self.round_trips_counter() };
         let writer = transaction.writer()?;
         if writer.open {
