@@ -18,10 +18,11 @@ struct Roled {
     role: String,
 }
 
-/// The first block of SQL of the page for operators.
+/// What the page for operators says that a role needs.
 fn documented_grants() -> String {
     let page = std::fs::read_to_string(laneway_tests::root().join("docs/postgresql.md")).unwrap();
-    let block = page.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next());
+    let mut blocks = page.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let block = blocks.find(|block| block.contains("CREATE ROLE laneway_node"));
     block.expect("docs/postgresql.md says what a role needs").to_owned()
 }
 
