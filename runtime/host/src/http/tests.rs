@@ -278,7 +278,7 @@ async fn an_answer_that_is_not_well_formed_is_read_as_other_clients_read_it() {
     let answer = get(&mut hooks, &format!("{origin}/too-many")).await;
     assert!(matches!(answer, Err(Error::HttpProtocolError)), "{answer:?}");
     let failed = hooks.failed().unwrap();
-    assert!(failed.starts_with(&origin) && failed.contains("header"), "{failed}");
+    assert!(failed.starts_with(&origin) && failed.contains("head is too large"), "{failed}");
 }
 
 #[tokio::test]
