@@ -53,7 +53,7 @@ pub fn of_answer(answer: Answer, credentials: Credentials, origin: &impl Display
         401 if credentials == Credentials::Ours => Failure::misconfigured(&code, text),
         407 | 426 => Failure::misconfigured(&code, text),
         // One message may be forbidden, or all may be. An account that is not paid for is the same.
-        401 | 402 | 403 => Failure::retry(FORBIDDEN, text),
+        401..=403 => Failure::retry(FORBIDDEN, text),
         429 | 503 => match retry_after {
             RetryAfter::Pause(pause) => Failure::throttled(pause, text),
             RetryAfter::Absent | RetryAfter::Unreadable => Failure::retry(&code, text),

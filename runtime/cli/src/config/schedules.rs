@@ -374,7 +374,7 @@ mod tests {
         let text = format!("[cleanup.markers]\nretention = \"1d\"\n{SUBSCRIPTION}");
         let schedules = Config::parse(&text, Path::new("/"), None).unwrap().schedules;
         let [warning] = &schedules.warnings[..] else { panic!("{:?}", schedules.warnings) };
-        assert!(warning.contains("cleanup.markers.retention is 1d") && warning.contains("`s`"), "{warning}");
+        assert!(warning.contains("cleanup.markers.retention is 24h") && warning.contains("`s`"), "{warning}");
         let kept = schedules.cleanup(Cleanup::Markers).unwrap().retention;
         assert!(kept >= Duration::from_secs(66 * 3600), "{kept:?}");
         let said = format!("{text}retry = {{ max_attempts = 80, cap = \"1h\" }}");
