@@ -53,6 +53,10 @@ DECLARE
     oldest bigint;
     unnamed boolean;
 BEGIN
+    -- Rows that a restore brings come with their stretches.
+    IF laneway.is_restoring() THEN
+        RETURN NULL;
+    END IF;
     IF TG_OP = 'UPDATE' AND OLD.active AND NOT (NEW.active AND NEW.topic_regex = OLD.topic_regex) THEN
         UPDATE laneway.routed r SET stopped_by = pg_current_xact_id()
             WHERE r.subscription_id = NEW.id AND r.stopped_by IS NULL;

@@ -33,7 +33,8 @@ pub use id::{DeliveryId, InvalidName, LeaseToken, MessageId, Name, PluginDigest,
 pub use invoke::{Attempt, Call, Interrupt, Invocation, Invoker, SandboxUse};
 pub use lane::{Lane, Priority};
 pub use maintenance::{
-    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Kept, Maintenance, Replay, Replayable, Step, Writes,
+    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Kept, Maintenance, Replay, Replayable, Step,
+    Writes,
 };
 pub use marker::{InvalidMetadata, MARKER_METADATA_BYTES_MAX, MarkerMetadata};
 pub use message::{

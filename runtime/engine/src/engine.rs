@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    Interrupt, Invoker, Name, Node, PluginLoader, Schedule, Store, StoreError, Subscription, SubscriptionId, Verdict,
+    Interrupt, Invoker, Name, Node, PluginLoader, Schedule, Store, StoreError, Subscription, SubscriptionId,
+    Verdict,
 };
 use serde::Serialize;
 use tokio::runtime::Handle;

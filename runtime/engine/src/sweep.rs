@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use laneway_core::{Cleanup, DeadLetterAction, DeadLetterSelection, Kept, Replay, Step, Store, StoreError, Trouble};
+use laneway_core::{
+    Cleanup, DeadLetterAction, DeadLetterSelection, Kept, Replay, Step, Store, StoreError, Trouble,
+};
 use tokio::sync::Mutex;
 
 use crate::load::Load;

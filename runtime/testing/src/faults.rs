@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
     AppliedTopology, Arrears, Batch, Change, ClaimRequest, Cleanup, DeadLetterAction, DeadLetterFilter,
-    DeadLetterSelection, DeadLetterView, Declared, DeliveryId, Deployment, DeploymentState, Enqueued, Finding, Health,
-    Held, LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage, NewPlugin,
-    Node, NodeReport, NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, Replayable, RunOutcome,
-    SchedulePosition, ScheduleRunView, ScheduleRuns, SettleReport, Settlement, StateEntry, Status, Step, Store,
-    StoreError, StoredPlugin, SubscriptionId, Topology, Trouble,
+    DeadLetterSelection, DeadLetterView, Declared, DeliveryId, Deployment, DeploymentState, Enqueued, Finding,
+    Health, Held, LeaseToken, Maintenance, MessageFilter, MessageId, MessageView, Name, NewDeployment, NewMessage,
+    NewPlugin, Node, NodeReport, NodeReportView, PluginVersion, PluginView, Plugins, Renewal, Replay, Replayable,
+    RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, SettleReport, Settlement, StateEntry, Status,
+    Step, Store, StoreError, StoredPlugin, SubscriptionId, Topology, Trouble,
 };
 
 use crate::Random;

@@ -80,7 +80,9 @@ impl Health for PostgresStore {
 
     async fn mend(&self, trouble: Trouble, from: i64, limit: u32) -> Result<Step, StoreError> {
         let mended = match trouble {
-            Trouble::OtherHistory | Trouble::AlwaysRestoring => Ok(Step { changed: 0, next: None, ..Step::default() }),
+            Trouble::OtherHistory | Trouble::AlwaysRestoring => {
+                Ok(Step { changed: 0, next: None, ..Step::default() })
+            }
             Trouble::LateSequence => set_sequences(self.database()).await,
             Trouble::OrphanDelivery => remove_orphans(self.database(), from, limit).await,
             Trouble::DisabledTrigger => enable_triggers(self.database()).await,
@@ -245,7 +247,11 @@ async fn route(database: &Database, from: i64, limit: u32) -> Outcome<Step> {
     let statement = sqlx::query(query).bind(from).bind(i64::from(limit));
     let row = database.connection().await?.one(statement).await?;
     let more = count(&row, 1)? >= u64::from(limit);
-    Ok(Step { changed: count(&row, 0)?, next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more), ..Step::default() })
+    Ok(Step {
+        changed: count(&row, 0)?,
+        next: row.try_get::<Option<i64>, _>(2)?.filter(|_| more),
+        ..Step::default()
+    })
 }
 
 async fn always_restoring(database: &Database) -> Outcome<Vec<Finding>> {

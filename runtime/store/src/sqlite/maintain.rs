@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
-    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable, Step,
-    StoreError,
+    Arrears, Change, Cleanup, DeadLetterAction, DeadLetterSelection, Maintenance, MessageId, Replay, Replayable,
+    Step, StoreError,
 };
 use laneway_outbox::OutboxError;
 use sqlx::Row;
