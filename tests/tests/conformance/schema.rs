@@ -1,6 +1,6 @@
 //! Opening databases that are older, newer or not ours.
 
-use laneway_core::StoreError;
+use laneway_core::{StoreError, SubscriptionId};
 use laneway_store::Storage;
 use laneway_store::sqlite::{SqliteOptions, SqliteStore};
 use laneway_testing::postgres::test_database;
@@ -59,6 +59,86 @@ conformance! {
         older.storage.open().await.unwrap();
     }
 
+    async fn additions_that_are_not_known_are_no_reason_to_refuse(fixture: &Fixture) {
+        let known = fixture.storage().migrate().await.unwrap().to;
+        let mut sql = fixture.sql().await;
+        // Programs of the first release look only there, and know these two.
+        assert_eq!(sql.number("select max(version) from @migration").await, 2);
+        sql.run(
+            "insert into @addition (version, description, success, checksum, execution_time)
+             select 9998, 'from the future', success, checksum, execution_time from @addition limit 1",
+        )
+        .await;
+        fixture.storage().open().await.unwrap();
+        assert_eq!(fixture.storage().migrate().await.unwrap().from, 9998);
+        assert!(known < 9998);
+    }
+
+    async fn what_the_first_release_left_is_delivered_after_the_migration(fixture: &Fixture) {
+        let older = Fresh::beside(fixture).await;
+        assert_eq!(older.storage.migrate_up_to(Some(2)).await.unwrap().to, 2);
+        let mut sql = older.sql().await;
+        sql.run(match fixture.is_sqlite() {
+            true => {
+                "insert into @subscription (name, pattern, kind, dots_min, dots_max, lane_threshold, active, policies)
+                 values ('s', 't.x', 'handler', 1, 1, 0, 1, '{}')"
+            }
+            false => {
+                "insert into @subscription (name, pattern, topic_regex, exact_topic, kind, lane_threshold, active, policies)
+                 values ('s', 't.x', '^t[.]x$', 't.x', 'handler', 0, true, '{}')"
+            }
+        })
+        .await;
+        for id in ["new", "in-work", "left", "retried", "delayed"] {
+            sql.run(&format!("insert into @message (id, topic, payload) values ('{id}', 't.x', '{{}}')")).await;
+        }
+        let hour = sql.span(HOUR);
+        let seq = |id: &str| format!("(select seq from @message where id = '{id}')");
+        sql.run(&format!("update @delivery set available_at = now() + {hour} where message_seq = {}", seq("delayed")))
+            .await;
+        sql.run(&format!(
+            "update @delivery set attempt = 2, first_attempt_at = now() where message_seq = {}",
+            seq("retried")
+        ))
+        .await;
+        // One lease that holds, and one whose node has ended.
+        for (id, until) in [("in-work", format!("now() + {hour}")), ("left", "now()".to_owned())] {
+            let seq = seq(id);
+            match fixture.is_sqlite() {
+                true => {
+                    sql.run(&format!(
+                        "update @delivery set lease_token = message_seq, attempt = 1, first_attempt_at = now(),
+                             available_at = {until} where message_seq = {seq}"
+                    ))
+                    .await
+                }
+                false => {
+                    sql.run(&format!(
+                        "with taken as (delete from @delivery where message_seq = {seq} returning *)
+                         insert into @lease (leased_until, message_seq_min, message_seq_max, subscription_id, lane, open,
+                             message_seqs, priorities, attempts, first_attempts_at, last_errors)
+                         select {until}, message_seq, message_seq, subscription_id, lane, '1', array[message_seq],
+                             array[priority], array[1], array[null::timestamptz], array[null::text] from taken"
+                    ))
+                    .await
+                }
+            };
+        }
+        older.storage.migrate().await.unwrap();
+        let store = older.storage.open().await.unwrap();
+        let id = SubscriptionId(i32::try_from(sql.number("select id from @subscription").await).unwrap());
+        let mut claimed: Vec<(String, u32, u32)> = Vec::new();
+        while claimed.len() < 3 {
+            let batch = claim_soon(&*store, id).await;
+            let told = batch.deliveries.iter().map(|it| (it.message.id.to_string(), it.attempt, it.lost));
+            claimed.extend(told);
+        }
+        claimed.sort_unstable();
+        let wanted = [("left", 1, 1), ("new", 1, 0), ("retried", 3, 0)];
+        assert_eq!(claimed, wanted.map(|(id, attempt, lost)| (id.to_owned(), attempt, lost)));
+        assert!(store.claim(request(id)).await.unwrap().is_none(), "the others are not due");
+    }
+
     async fn nodes_that_migrate_at_once_both_succeed(fixture: &Fixture) {
         // The tables go, so that there is something to migrate.
         let fresh = Fresh::beside(fixture).await;
@@ -77,6 +157,8 @@ conformance! {
 /// A second, empty database of the same kind.
 struct Fresh {
     storage: Storage,
+    /// Path or address.
+    place: String,
     _keep: Box<dyn std::any::Any>,
 }
 
@@ -84,11 +166,19 @@ impl Fresh {
     async fn beside(fixture: &Fixture) -> Self {
         if fixture.is_sqlite() {
             let file = temp_file().unwrap();
-            let storage = Storage::parse(&format!("sqlite://{}", file.path().display())).unwrap();
-            Self { storage, _keep: Box::new(file) }
+            let place = file.path().display().to_string();
+            Self { storage: Storage::parse(&format!("sqlite://{place}")).unwrap(), place, _keep: Box::new(file) }
         } else {
             let database = test_database().unwrap().expect("there was one for the fixture");
-            Self { storage: Storage::parse(&database.url).unwrap(), _keep: Box::new(database) }
+            let place = database.url.clone();
+            Self { storage: Storage::parse(&place).unwrap(), place, _keep: Box::new(database) }
+        }
+    }
+
+    async fn sql(&self) -> Sql {
+        match self.storage.kind() {
+            "sqlite" => Sql::sqlite(std::path::Path::new(&self.place)).await,
+            _ => Sql::postgres(&self.place).await,
         }
     }
 }
