@@ -147,6 +147,8 @@ impl Leases {
                 }
                 continue;
             }
+            // Whatever could not be renewed was settled or lost meanwhile: nothing is overdue.
+            self.outage.over();
             let sleep =
                 next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now).max(TICK_MIN));
             tokio::select! {

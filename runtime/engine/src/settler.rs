@@ -255,11 +255,13 @@ impl Settler {
                     backoff = (backoff * 2).min(BACKOFF.1);
                 }
                 Err(error) if outcomes.len() > 1 => {
+                    self.outage.over();
                     debug!(%error, outcomes = outcomes.len(), "a group was refused; looking for the outcome at fault");
                     part = outcomes.len().div_ceil(2);
                     group.splice(0..0, outcomes);
                 }
                 Err(error) => {
+                    self.outage.over();
                     if let Some(outcome) = outcomes.pop().and_then(|outcome| self.refused(outcome, &error)) {
                         group.insert(0, outcome);
                     }

@@ -213,9 +213,12 @@ fn parts(message: &Outgoing) -> (Option<&str>, Option<i64>) {
     }
 }
 
-/// Not before 1970, where the outbox's times begin: what is past is now.
+/// The outbox on SQLite takes an earlier time for one in seconds by mistake: the year 2000.
+const EARLIEST: Timestamp = Timestamp::constant(946_684_800, 0);
+
+/// Not before the earliest that the outbox takes: what is past is now.
 fn at(message: &Outgoing) -> Option<Timestamp> {
-    if let When::At(at) = message.when { Some(at.max(Timestamp::UNIX_EPOCH)) } else { None }
+    if let When::At(at) = message.when { Some(at.max(EARLIEST)) } else { None }
 }
 
 fn after(message: &Outgoing) -> Option<Duration> {

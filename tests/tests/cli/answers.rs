@@ -146,7 +146,10 @@ fn who_says_when_to_come_again_costs_no_attempt_and_who_talks_nonsense_costs_one
                 say(stream, "HTTP/1.1 429 Later\r\nretry-after: 0.2\r\ncontent-length: 50\r\n\r\nx")
             }
             ("nonsense", 0 | 1) => {
-                say(stream, "HTTP/1.1 503 Later\r\nretry-after: +0000\r\ncontent-length: 0\r\n\r\n")
+                return say(
+                    stream,
+                    "HTTP/1.1 503 Later\r\nconnection: close\r\nretry-after: +0000\r\ncontent-length: 0\r\n\r\n",
+                );
             }
             _ => return say(stream, OK),
         }

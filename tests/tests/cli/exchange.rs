@@ -18,7 +18,8 @@ fn a_node_whose_file_is_replaced_says_so_and_ends() {
     for beside in ["laneway.db-wal", "laneway.db-shm"] {
         std::fs::remove_file(path(beside)).unwrap();
     }
-    let again = folder.start(&["run", "--apply"]);
+    folder.ok(&["apply"]);
+    let again = folder.start(&["run"]);
     let id = folder.ok(&["enqueue", "orders.created", "{}"]);
     folder.wait_for("the message", &[], |status| left(status) == Some(0));
     assert_eq!(folder.json(&["messages", "show", id.trim()])["status"], "processed");

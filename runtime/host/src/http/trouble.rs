@@ -67,7 +67,8 @@ fn of_tls(error: &TlsError) -> String {
             };
             format!("the server's certificate is for {names}, and not for `{}`", expected.to_str())
         }
-        CertificateError::UnknownIssuer => {
+        // The second: an authority of that name is known, but has another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "the server's certificate is of an authority that this system does not know; if it is to be trusted, add the \
              authority's certificate to those of the system"
                 .to_owned()

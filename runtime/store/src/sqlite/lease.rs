@@ -61,18 +61,19 @@ pub(super) async fn begin(connections: &Connections, deliveries: &[Held]) -> Res
         UPDATE laneway_delivery AS d SET begun_token = d.lease_token
         FROM (SELECT value ->> 0 AS id, value ->> 1 AS token FROM json_each(?)) b
         WHERE d.id = b.id AND d.lease_token = b.token
-        RETURNING id",
+        RETURNING id, lease_token",
     );
     script.bind(json(&pairs)?)?;
-    let mut begun: HashSet<i64> = HashSet::new();
+    // A delivery may be asked for under several tokens, of which one holds at most.
+    let mut begun: HashSet<(i64, i64)> = HashSet::new();
     // What may end the machine must be known after a loss of power too.
     connections
         .run(Durability::Flushed, script, |row| {
-            begun.insert(row.try_get(0)?);
+            begun.insert((row.try_get(0)?, row.try_get(1)?));
             Ok(())
         })
         .await?;
-    Ok(deliveries.iter().filter(|held| !begun.contains(&held.delivery.0)).copied().collect())
+    Ok(deliveries.iter().filter(|held| !begun.contains(&(held.delivery.0, held.token.0))).copied().collect())
 }
 
 /// Time until the earliest delivery that is not yet due becomes so.
