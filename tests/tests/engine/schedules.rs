@@ -295,3 +295,52 @@ on_both!(
     of_two_nodes_one_runs_a_cleanups_time,
     a_sweep_goes_on_where_an_error_stopped_it,
 );
+
+/// Rows a second of steps as they are made beside others, and of a sweep of its own: the first is what all cleanups had
+/// before they knew whether anybody else writes.
+async fn rates(on: On) -> (f64, f64) {
+    let (rig, cluster) = lone_rig(on).await;
+    let topic = Topic::parse("nobody.listens").unwrap();
+    for _ in 0..300 {
+        let messages: Vec<NewMessage> =
+            (0..1000).map(|_| NewMessage::new(topic.clone(), vec![b'x'; 200])).collect();
+        rig.store.enqueue(&messages).await.unwrap();
+    }
+    let before = rig.store.now().await.unwrap() + Duration::from_secs(1);
+    let (mut rows, mut removed, mut next) = (200, 0, 0);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        let step_began = Instant::now();
+        let step = rig.store.clean(Cleanup::Messages, before, next, rows).await.unwrap();
+        let took = step_began.elapsed();
+        removed += step.changed;
+        next = step.next.expect("there are enough");
+        rows = match took {
+            _ if took > Duration::from_millis(1) => rows / 2,
+            _ if took < Duration::from_micros(500) => rows * 2,
+            _ => rows,
+        }
+        .clamp(50, 5000);
+        tokio::time::sleep((took * 6).max(Duration::from_millis(2))).await;
+    }
+    let careful = removed as f64 / began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let mut sweep = Sweep::new(Work::Clean { what: Cleanup::Messages, before }, 5000);
+    while sweep.step(&*rig.store).await.unwrap().is_some() {}
+    let alone = sweep.changed() as f64 / began.elapsed().as_secs_f64();
+    drop((rig, cluster));
+    (careful, alone)
+}
+
+#[tokio::test]
+#[ignore = "measures, and wants a machine that does nothing else"]
+async fn a_cleanup_by_itself_is_twelve_times_as_fast_as_one_beside_others() {
+    for on in [On::Sqlite, On::Postgres] {
+        let (careful, alone) = rates(on).await;
+        println!(
+            "{on:?}: {careful:.0} rows a second beside others, {alone:.0} alone: {:.1} times",
+            alone / careful
+        );
+        assert!(alone >= 12.0 * careful, "{on:?}: {:.1} times", alone / careful);
+    }
+}

@@ -234,10 +234,32 @@ async fn remove_messages(
     removal: Removal,
 ) -> Outcome<Step> {
     let mut transaction = database.begin().await?;
+    match remove_within(&mut transaction, before, from, limit, removal).await {
+        Ok(step) => {
+            transaction.commit().await?;
+            Ok(step)
+        }
+        Err(error) => {
+            // At once, not when the connection is used again: until then its locks hide the messages from who tries next.
+            if let Err(error) = transaction.roll_back().await {
+                tracing::debug!(%error, "failed to roll a cleanup back");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn remove_within(
+    transaction: &mut Transaction,
+    before: Timestamp,
+    from: i64,
+    limit: u32,
+    removal: Removal,
+) -> Outcome<Step> {
     let mut references = Vec::new();
     let mut row = transaction.one(bind(lock(None), before, from, limit)).await?;
     if row.try_get::<Option<bool>, _>(6)?.unwrap_or_default() {
-        references = super::references::references(&mut transaction, table(Cleanup::Messages)).await?;
+        references = super::references::references(transaction, table(Cleanup::Messages)).await?;
         row = transaction.one(bind(lock(Some(&references)), before, from, limit)).await?;
     }
     let locked: Vec<i64> = row.try_get(0)?;
@@ -259,12 +281,11 @@ async fn remove_messages(
         }
         (Removal::Singly, ..) => {
             ours += locked.len() as u64;
-            let (removed, refused) = remove_singly(&mut transaction, locked).await?;
+            let (removed, refused) = remove_singly(transaction, locked).await?;
             kept.extend(refused);
             removed
         }
     };
-    transaction.commit().await?;
     let more = count(&row, 1)? >= u64::from(limit) && row.try_get::<Option<bool>, _>(3)?.unwrap_or_default();
     let next = row.try_get::<Option<i64>, _>(2)?.filter(|_| more);
     Ok(Step { changed, next, writes: writes(&row, ours)?, kept })
