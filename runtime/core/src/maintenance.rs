@@ -72,6 +72,8 @@ pub struct Writes {
     pub before: u64,
     /// When it ended, without what others wrote meanwhile.
     pub after: u64,
+    /// Whether nobody else can write while a step is under way.
+    pub exclusive: bool,
 }
 
 /// How far a cleanup is behind. Both are about right.

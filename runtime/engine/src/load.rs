@@ -53,7 +53,7 @@ mod tests {
         for _ in 0..steps {
             clock.0 += others;
             clock.1 += every;
-            light = load.is_light(Writes { before: clock.0, after: clock.0 + 1 }, clock.1);
+            light = load.is_light(Writes { before: clock.0, after: clock.0 + 1, exclusive: true }, clock.1);
             clock.0 += 1;
         }
         light

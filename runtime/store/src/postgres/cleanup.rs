@@ -75,7 +75,7 @@ macro_rules! written {
 /// What a step that took so many numbers of transactions says of all that is written.
 fn writes(row: &PgRow, ours: u64) -> Outcome<Option<Writes>> {
     let before = count(row, 5)?;
-    Ok(Some(Writes { before, after: before + ours }))
+    Ok(Some(Writes { before, after: before + ours, exclusive: false }))
 }
 
 /// Rows are about in the order of their times; none is out of it by more than this.

@@ -226,7 +226,7 @@ async fn try_to_remove(
         Cleanup::ScheduleRuns => (changed >= limit.cast_unsigned()).then_some(0),
     };
     let writes = match *looked.written {
-        [before, after] => Some(Writes { before, after }),
+        [before, after] => Some(Writes { before, after, exclusive: true }),
         _ => None,
     };
     let kept = looked.held.iter().filter_map(|(place, rows)| {
