@@ -310,7 +310,9 @@ conformance! {
         if fixture.is_sqlite() {
             return; // One transaction writes at a time.
         }
-        let subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "t.>")]).await;
+        let mut subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "t.>")]).await;
+        // Deliveries are locked in the order of these numbers, which are random.
+        subscriptions.sort_unstable();
         let (a, b) = (subscriptions[0], subscriptions[1]);
         fixture.enqueue_ids(&["m"]).await;
         let mut blocker = fixture.sql().await;
@@ -339,7 +341,9 @@ conformance! {
         if fixture.is_sqlite() {
             return; // One transaction writes at a time.
         }
-        let subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "t.>")]).await;
+        let mut subscriptions = fixture.subscribe_to(&[("a", "t.>"), ("b", "t.>")]).await;
+        // Deliveries are locked in the order of these numbers, which are random.
+        subscriptions.sort_unstable();
         let (a, b) = (subscriptions[0], subscriptions[1]);
         fixture.enqueue_ids(&["before"]).await;
         fixture.claim_some(b).await;
