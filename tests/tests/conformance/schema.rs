@@ -157,7 +157,7 @@ conformance! {
 /// A second, empty database of the same kind.
 struct Fresh {
     storage: Storage,
-    /// Path or address.
+    /// Path or address, past any pooler.
     place: String,
     _keep: Box<dyn std::any::Any>,
 }
@@ -170,8 +170,8 @@ impl Fresh {
             Self { storage: Storage::parse(&format!("sqlite://{place}")).unwrap(), place, _keep: Box::new(file) }
         } else {
             let database = test_database().unwrap().expect("there was one for the fixture");
-            let place = database.url.clone();
-            Self { storage: Storage::parse(&place).unwrap(), place, _keep: Box::new(database) }
+            let (storage, place) = (Storage::parse(&database.url).unwrap(), database.direct_url.clone());
+            Self { storage, place, _keep: Box::new(database) }
         }
     }
 
