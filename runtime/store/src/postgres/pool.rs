@@ -121,11 +121,8 @@ impl Pool {
         }
         // What makes sessions of now stale while this one is opened is not known to have come before it.
         let generation = shared.generation.load(Ordering::Acquire);
-        let connecting = timeout(shared.patience, shared.servers.connect());
-        let (session, server) = match connecting.await {
-            Ok(connected) => connected.map_err(|error| sqlx::Error::AnyDriverError(Box::new(error)))?,
-            Err(_) => return Err(sqlx::Error::PoolTimedOut),
-        };
+        let connected = shared.servers.connect().await;
+        let (session, server) = connected.map_err(|error| sqlx::Error::AnyDriverError(Box::new(error)))?;
         shared.opened.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         let kept =

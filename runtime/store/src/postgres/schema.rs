@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use laneway_core::StoreError;
 use sqlx::migrate::MigrateError;
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _};
 
 use super::PostgresOptions;
 use super::connection::{classify, connect};
@@ -30,6 +30,8 @@ pub async fn migrate(options: PostgresOptions, last: Option<i64>) -> Result<Migr
     if found.closing > known {
         return Err(StoreError::SchemaNewer { found: found.closing, known });
     }
+    // The driver logs notices, and that a table is there already is no news.
+    connection.execute("SET client_min_messages = warning").await.map_err(classify)?;
     MIGRATIONS.run(&mut connection, last.unwrap_or(known)).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => classify(error),
         // Another program brought it further while this one waited.

@@ -105,22 +105,54 @@ impl Servers {
         Ok(Self { servers, target, last: AtomicUsize::new(0), patience: options.acquire_timeout })
     }
 
-    /// Opens a session on the first server that answers and is wanted.
+    /// Opens a session on the first server that answers and is wanted; if one is only preferred and none is to be had, on
+    /// the first that answers. Gives up after the patience of the options, or a second a server if that is more.
     ///
     /// # Errors
     /// Names each server that was tried, and why it was not taken.
     pub(super) async fn connect(&self) -> Result<(Session, &Server), StoreError> {
+        let count = self.servers.len();
+        // One that does not answer must leave time for the others.
+        let share = match count {
+            1 => self.patience,
+            _ => (self.patience / u32::try_from(count).unwrap_or(u32::MAX)).max(ANSWER_MIN.min(self.patience)),
+        };
         let mut failures = Vec::new();
-        if let Some(found) = self.connect_to(self.target, &mut failures).await {
-            return Ok(found);
-        }
-        if self.target.is_preference() {
-            failures.clear();
-            if let Some(found) = self.connect_to(Target::Any, &mut failures).await {
-                return Ok(found);
+        let mut second_best: Option<(Session, &Server)> = None;
+        let last = self.last.load(Ordering::Relaxed);
+        for number in std::iter::once(last).chain((0..count).filter(|number| *number != last)) {
+            let server = &self.servers[number];
+            match timeout(share, server.open()).await {
+                Ok(Ok(session)) if self.target.takes(&session) => {
+                    if let Some((unwanted, _)) = second_best {
+                        close(unwanted.connection);
+                    }
+                    self.last.store(number, Ordering::Relaxed);
+                    return Ok((session, server));
+                }
+                Ok(Ok(session)) if self.target.is_preference() && second_best.is_none() => {
+                    second_best = Some((session, server));
+                }
+                Ok(Ok(session)) => {
+                    failures.push(self.not_wanted(&session, server));
+                    close(session.connection);
+                }
+                Ok(Err(error)) => failures.push(error),
+                Err(_) => {
+                    failures.push(StoreError::Unavailable(format!("{server} did not answer within {share:?}")));
+                }
             }
         }
-        Err(all_of(failures))
+        second_best.ok_or_else(|| all_of(failures))
+    }
+
+    fn not_wanted(&self, session: &Session, server: &Server) -> StoreError {
+        let is = match session {
+            Session { is_standby: true, .. } => "a standby",
+            Session { is_read_only: true, .. } => "read-only",
+            _ => "a primary",
+        };
+        StoreError::Unavailable(format!("{server} is {is}, and the storage url asks for {}", self.target))
     }
 
     /// The server that a session would be opened on. Where there are several, one is opened to find out.
@@ -131,43 +163,6 @@ impl Servers {
         let (session, server) = self.connect().await?;
         close(session.connection);
         Ok(server)
-    }
-
-    async fn connect_to(&self, target: Target, failures: &mut Vec<StoreError>) -> Option<(Session, &Server)> {
-        let count = self.servers.len();
-        // One that does not answer must leave time for the others.
-        let share = match count {
-            1 => self.patience,
-            _ => (self.patience / u32::try_from(count).unwrap_or(u32::MAX)).max(ANSWER_MIN.min(self.patience)),
-        };
-        let first = self.last.load(Ordering::Relaxed);
-        for number in std::iter::once(first).chain((0..count).filter(|number| *number != first)) {
-            let server = &self.servers[number];
-            match timeout(share, server.open()).await {
-                Ok(Ok(session)) if target.takes(&session) => {
-                    self.last.store(number, Ordering::Relaxed);
-                    return Some((session, server));
-                }
-                Ok(Ok(session)) => {
-                    failures.push(StoreError::Unavailable(format!(
-                        "{server} is {}, and the storage url asks for {target}",
-                        if session.is_standby {
-                            "a standby"
-                        } else if session.is_read_only {
-                            "read-only"
-                        } else {
-                            "a primary"
-                        },
-                    )));
-                    close(session.connection);
-                }
-                Ok(Err(error)) => failures.push(error),
-                Err(_) => {
-                    failures.push(StoreError::Unavailable(format!("{server} did not answer within {share:?}")));
-                }
-            }
-        }
-        None
     }
 }
 
@@ -289,6 +284,9 @@ fn list(value: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::pool::Pool;
     use super::*;
 
     fn servers(url: &str) -> Servers {
@@ -331,5 +329,23 @@ mod tests {
         assert!(said.contains("hosts is empty") && !said.contains("secret"), "{said}");
         let said = refusal("postgres://me:secret@a:port/app");
         assert!(said.contains("cannot be read") && !said.contains("secret"), "{said}");
+    }
+    #[tokio::test]
+    async fn a_server_that_does_not_answer_is_named() {
+        // Connections to it succeed, and are never read from.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = silent.local_addr().unwrap().to_string();
+        for hosts in [address.clone(), format!("{address},{address}")] {
+            let patience = Duration::from_millis(200);
+            let servers = Servers {
+                patience,
+                ..Servers::of(&PostgresOptions::new(format!("postgres://me@{hosts}/app"))).unwrap()
+            };
+            let began = std::time::Instant::now();
+            let said =
+                Pool::new(Arc::new(servers), 1, patience).acquire().await.err().expect("a refusal").to_string();
+            assert!(said.contains(&format!("{address} did not answer within")), "{said}");
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        }
     }
 }
