@@ -10,6 +10,7 @@ use wasmtime::component::{HasSelf, Linker};
 
 use crate::bindings::AnyPlugin;
 use crate::cache::Cache;
+use crate::compiled::{Compiled, Components};
 use crate::compiler::CompilerProcess;
 use crate::error::{HostError, PluginError};
 use crate::http::Network;
@@ -71,6 +72,7 @@ pub struct Host {
     pub(crate) mock: Option<Arc<dyn Mock>>,
     /// Held while a process compiles.
     pub(crate) compiling: Mutex<()>,
+    components: Components,
     plain: Linker<Session>,
     with_http: Linker<Session>,
     pub(crate) pool: Arc<Pool>,
@@ -122,6 +124,7 @@ impl Host {
             network: Arc::new(mock.clone().map_or_else(Network::default, Network::mocked)),
             mock,
             compiling: Mutex::new(()),
+            components: Components::default(),
             plain,
             with_http,
             keepers: Mutex::new(Vec::new()),
@@ -134,7 +137,28 @@ impl Host {
     /// # Errors
     /// [`PluginError`] says why the component is not accepted.
     pub fn plugin(self: &Arc<Self>, bytes: &[u8], spec: PluginSpec) -> Result<Arc<Plugin>, PluginError> {
-        let plugin = Arc::new(Plugin::load(Arc::clone(self), bytes, spec)?);
+        self.plugin_of(self.component(bytes)?, spec)
+    }
+
+    /// Checks and compiles a component, for any number of subscriptions that run it. While one of the same bytes is held,
+    /// that is the answer. Blocks as [`Self::plugin`] does.
+    ///
+    /// # Errors
+    /// [`PluginError`] says why the component is not accepted, whoever is to run it.
+    pub fn component(&self, bytes: &[u8]) -> Result<Arc<Compiled>, PluginError> {
+        self.components.get(self, bytes)
+    }
+
+    /// Checks whether a component can be run in a certain way. Compiles nothing.
+    ///
+    /// # Errors
+    /// [`PluginError`] says why it cannot.
+    pub fn plugin_of(
+        self: &Arc<Self>,
+        component: Arc<Compiled>,
+        spec: PluginSpec,
+    ) -> Result<Arc<Plugin>, PluginError> {
+        let plugin = Arc::new(Plugin::new(Arc::clone(self), component, spec)?);
         if plugin.reuse {
             let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
             keepers.retain(|known| known.strong_count() > 0);

@@ -10,7 +10,8 @@ use wasmtime::{CallHook, CallHookHandler, Store, StoreContextMut, UpdateDeadline
 use crate::bindings::exports::laneway::plugin::handler::Guest as Handler;
 use crate::bindings::exports::laneway::plugin::publisher::{Guest as Publisher, Item};
 use crate::bindings::laneway::plugin::types;
-use crate::plugin::{Plugin, Work};
+use crate::compiled::Work;
+use crate::plugin::Plugin;
 use crate::pool::Permit;
 use crate::session::{Held, Session, Subject};
 
@@ -100,10 +101,10 @@ impl Live {
         let guest = match &mut self.guest {
             Some(guest) => guest,
             none => {
-                let instance = plugin.instances.instantiate_async(&mut self.store).await?;
+                let instance = plugin.linked.instances.instantiate_async(&mut self.store).await?;
                 let guest = none.insert(load(&mut self.store, plugin, &instance)?);
                 if let Job::Validate = job {
-                    let lifecycle = plugin.lifecycle.load(&mut self.store, &instance)?;
+                    let lifecycle = plugin.linked.lifecycle.load(&mut self.store, &instance)?;
                     return Ok(Answer::Validated(lifecycle.call_validate(&mut self.store).await?));
                 }
                 guest
@@ -135,7 +136,7 @@ impl Live {
 }
 
 fn load(store: &mut Store<Session>, plugin: &Plugin, instance: &Instance) -> wasmtime::Result<Guest> {
-    Ok(match &plugin.work {
+    Ok(match &plugin.linked.work {
         Work::Handler(exports) => Guest::Handler(exports.load(store, instance)?),
         Work::Publisher(exports) => Guest::Publisher(exports.load(store, instance)?),
     })

@@ -98,7 +98,7 @@ impl Plugin {
 
     fn invocation(&self, result: Result<(), Failure>, effects: Effects, used: SandboxUse) -> Invocation {
         let result = result.map_err(|failure| self.facts.placeholders.hide_in(failure));
-        Invocation { result, effects, plugin: self.digest.clone(), used }
+        Invocation { result, effects, plugin: self.digest().clone(), used }
     }
 
     /// Lets the guest check its configuration.
@@ -115,7 +115,7 @@ impl Plugin {
         match unwinding(self.run_in_instance(job, bounds)).await {
             Ok(ran) => ran,
             Err(panic) => {
-                let (name, digest) = (&self.facts.name, &self.digest);
+                let (name, digest) = (&self.facts.name, self.digest());
                 tracing::error!(subscription = %name, plugin = %digest, panic, "the host panicked while a plugin ran");
                 // Whether it has sent something is lost with it.
                 let failure = outcome::of_host(Reason::HOST, format!("the host panicked: {panic}"));
@@ -171,7 +171,7 @@ impl Plugin {
         if let Failure::Retry { reason, .. } = failure {
             tracing::info!(
                 subscription = %self.facts.name,
-                plugin = %self.digest,
+                plugin = %self.digest(),
                 message = session.message_id(),
                 %reason,
                 "an instance that had served other messages failed; this one runs again in a fresh instance, uncounted"

@@ -9,6 +9,7 @@
 mod ambient;
 mod bindings;
 mod cache;
+mod compiled;
 mod compiler;
 mod contract;
 mod effects;
@@ -36,6 +37,7 @@ mod ticker;
 mod wait;
 mod wasi;
 
+pub use compiled::Compiled;
 pub use compiler::{CompilerProcess, compile_one};
 pub use error::{HostError, PluginError};
 pub use grant::{Grants, HttpGrant, InvalidGrant};

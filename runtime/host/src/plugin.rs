@@ -4,21 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use laneway_core::{Failure, Name, PluginDigest, SubscriptionKind};
-use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::Component;
 
-use crate::bindings::exports::laneway::plugin::{handler, lifecycle, publisher};
+use crate::compiled::{Compiled, Linked};
 use crate::error::PluginError;
 use crate::grant::{Allowed, Grants};
 use crate::host::Host;
 use crate::http::{Access, Clients};
 use crate::instance::Live;
 use crate::limits::Limits;
-use crate::manifest::Manifest;
 use crate::pool::{Pool, Share};
 use crate::secret::Placeholders;
-use crate::session::{Facts, Session};
-use crate::{cache, compiler, contract, engine, outcome, shape};
+use crate::session::Facts;
+use crate::{contract, engine, outcome};
 
 /// How a subscription runs a component.
 #[derive(Debug, Clone)]
@@ -46,39 +44,28 @@ pub struct PluginSpec {
 pub struct Plugin {
     pub(crate) host: Arc<Host>,
     pub(crate) facts: Arc<Facts>,
-    pub(crate) digest: PluginDigest,
-    pub(crate) instances: InstancePre<Session>,
-    pub(crate) lifecycle: lifecycle::GuestIndices,
-    pub(crate) work: Work,
+    /// Held for as long as somebody runs it.
+    pub(crate) compiled: Arc<Compiled>,
+    pub(crate) linked: Arc<Linked>,
     pub(crate) share: Arc<Share>,
     pub(crate) reuse: bool,
     idle: Mutex<Vec<Live>>,
 }
 
-/// Where the plugin's work is exported.
-pub(crate) enum Work {
-    Handler(handler::GuestIndices),
-    Publisher(publisher::GuestIndices),
-}
-
 impl Plugin {
-    pub(crate) fn load(host: Arc<Host>, bytes: &[u8], spec: PluginSpec) -> Result<Self, PluginError> {
-        contract::check_form(bytes, host.options.component_bytes_max)?;
-        let digest = PluginDigest::from_hex(&cache::hex(&Sha256::digest(bytes)));
-        // Before it is compiled, and long before any of it runs.
-        let manifest = Manifest::read(bytes)?;
-        let component = compile(&host, bytes, &digest)?;
+    pub(crate) fn new(host: Arc<Host>, compiled: Arc<Compiled>, spec: PluginSpec) -> Result<Self, PluginError> {
+        let (component, manifest) = (&compiled.component, compiled.manifest.clone());
         let allowed = match host.mock {
             // HTTP not unless it needs it: a plugin that cannot reach out fails in other ways than one that can.
             Some(_) => {
-                let sends_http = contract::imports_http(&host.engine, &component);
+                let sends_http = contract::imports_http(&host.engine, component);
                 Allowed::anything(spec.name.clone(), manifest, sends_http)
             }
             None => Allowed::new(spec.name.clone(), spec.grants, manifest, &spec.config)?,
         };
         let sends_http = allowed.sends_http();
-        contract::check(&host.engine, &component, spec.kind, sends_http)?;
-        check_limits(&host, &component, &spec.limits)?;
+        contract::check(&host.engine, component, spec.kind, sends_http)?;
+        check_limits(&host, component, &spec.limits)?;
         let mut config = spec.config;
         let placeholders = match host.mock {
             // There are no secrets, and no request that could carry one.
@@ -89,19 +76,11 @@ impl Plugin {
             host.network.prepare(allowed.http_grants())?;
         }
         let allowed = Arc::new(allowed);
-        let mismatch = |error: wasmtime::Error| PluginError::Mismatch(format!("{error:#}"));
-        let instances = host.linker(sends_http.is_ok()).instantiate_pre(&component).map_err(mismatch)?;
-        let lifecycle = lifecycle::GuestIndices::new(&instances).map_err(mismatch)?;
-        let work = match spec.kind {
-            SubscriptionKind::Handler => Work::Handler(handler::GuestIndices::new(&instances).map_err(mismatch)?),
-            SubscriptionKind::Publisher => {
-                Work::Publisher(publisher::GuestIndices::new(&instances).map_err(mismatch)?)
-            }
-        };
+        let linked = compiled.linked(&host, spec.kind, sends_http.is_ok())?;
         let http = sends_http.is_ok().then(|| {
             Arc::new(Access {
                 name: spec.name.clone(),
-                digest: digest.clone(),
+                digest: compiled.digest.clone(),
                 allowed: Arc::clone(&allowed),
                 placeholders: Arc::clone(&placeholders),
                 clients: Clients::new(Arc::clone(&host.network), spec.limits.http_connections_max),
@@ -110,7 +89,7 @@ impl Plugin {
         });
         let facts = Facts {
             name: spec.name,
-            digest: digest.clone(),
+            digest: compiled.digest.clone(),
             kind: spec.kind,
             config,
             limits: spec.limits,
@@ -122,13 +101,19 @@ impl Plugin {
         };
         let share = host.pool.share(&facts.name);
         let (facts, idle) = (Arc::new(facts), Mutex::new(Vec::new()));
-        Ok(Self { host, facts, digest, instances, lifecycle, work, share, reuse: spec.reuse, idle })
+        Ok(Self { host, facts, compiled, linked, share, reuse: spec.reuse, idle })
     }
 
     /// SHA-256 of the component.
     #[must_use]
     pub fn digest(&self) -> &PluginDigest {
-        &self.digest
+        &self.compiled.digest
+    }
+
+    /// The component that it runs, which others may run too.
+    #[must_use]
+    pub fn component(&self) -> &Arc<Compiled> {
+        &self.compiled
     }
 
     /// Lets the plugin check its configuration, as is done once at deploy. Also finds types that differ from the
@@ -190,38 +175,9 @@ impl std::fmt::Debug for Plugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Plugin")
             .field("name", &self.facts.name)
-            .field("digest", &self.digest)
+            .field("digest", &self.compiled.digest)
             .finish_non_exhaustive()
     }
-}
-
-fn compile(host: &Host, bytes: &[u8], digest: &PluginDigest) -> Result<Component, PluginError> {
-    let cached = || host.cache.as_ref().and_then(|cache| cache.load(&host.engine, digest));
-    if let Some(component) = cached() {
-        return Ok(component);
-    }
-    shape::check(bytes)?;
-    // One process at a time, so that all together take no more than one may. Whoever had the turn before may have compiled
-    // the same, and keeps its turn until that is in the cache.
-    let turn = |_: &_| host.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-    let taken = host.options.compiler.as_ref().map(turn);
-    if taken.is_some()
-        && let Some(component) = cached()
-    {
-        return Ok(component);
-    }
-    let code = match &host.options.compiler {
-        Some(process) => process.compile(bytes)?,
-        None => compiler::compile(&host.engine, bytes)?,
-    };
-    // SAFETY: the code is what `Engine::precompile_component` made right now, in this process or in one that this
-    // process started and that nobody else could write to.
-    let component = compiler::guarded(|| unsafe { Component::deserialize(&host.engine, &code) })?;
-    // Only now: what compiles may still need more than the engine's pool has.
-    if let Some(cache) = &host.cache {
-        cache.store(digest, &code);
-    }
-    Ok(component)
 }
 
 fn check_limits(host: &Host, component: &Component, limits: &Limits) -> Result<(), PluginError> {

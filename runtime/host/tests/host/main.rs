@@ -2,6 +2,7 @@
 
 mod busy;
 mod compat;
+mod components;
 mod contract;
 mod effects;
 mod grants;
