@@ -7,9 +7,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
-use laneway_core::{Invoker, LoadError, Name, PluginDigest, PluginLoader, PluginVersion, StoredPlugin};
+use laneway_core::{Invoker, LoadError, Name, OpenPlugin, PluginDigest, PluginLoader, PluginVersion, StoredPlugin};
 use laneway_host::{
-    Host, HostError, HostOptions, Inspection, Manifest, Plugin, PluginError, PluginSpec, PublicKeys,
+    Compiled, Host, HostError, HostOptions, Inspection, Manifest, Plugin, PluginError, PluginSpec, PublicKeys,
 };
 use tracing::{info, warn};
 
@@ -18,40 +18,55 @@ use crate::config::Config;
 
 /// The host, and how each subscription runs its plugin.
 pub struct Loader {
-    host: Arc<Host>,
-    specs: HashMap<Name, PluginSpec>,
+    subscribers: Subscribers,
     trusted_keys: Option<PublicKeys>,
+}
+
+#[derive(Clone)]
+struct Subscribers {
+    host: Arc<Host>,
+    specs: Arc<HashMap<Name, PluginSpec>>,
 }
 
 impl Loader {
     /// Sets up the host that a configuration asks for.
     pub fn new(config: &Config) -> Result<Self> {
-        let specs = config.subscriptions.iter().map(|s| (s.subscription.name.clone(), s.spec.clone())).collect();
-        Ok(Self { host: host(config)?, specs, trusted_keys: config.trusted_keys.clone() })
+        let specs = config.subscriptions.iter().map(|s| s.spec.clone());
+        Ok(Self { trusted_keys: config.trusted_keys.clone(), ..Self::of(host(config)?, specs) })
     }
 
     /// Loads for these alone, and asks for no signatures.
     pub fn of(host: Arc<Host>, specs: impl IntoIterator<Item = PluginSpec>) -> Self {
         let specs = specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
-        Self { host, specs, trusted_keys: None }
+        Self { subscribers: Subscribers { host, specs: Arc::new(specs) }, trusted_keys: None }
     }
 
-    /// Reads a component from a file, and gets it ready.
-    pub async fn load_file(&self, subscription: &Name, path: &Path) -> Result<Arc<Plugin>> {
+    /// Reads a component from a file, and checks and compiles it.
+    pub async fn open_file(&self, path: &Path) -> Result<Arc<Compiled>> {
         let bytes = std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
         // Where none is asked for, one that cannot be read is no harm.
         let signature = if self.trusted_keys.is_some() { signature::beside(path)? } else { None };
-        self.ready(subscription, bytes.into(), signature.as_deref()).await
+        self.compiled(bytes.into(), signature.as_deref()).await
+    }
+
+    /// Gets a component ready for one subscription.
+    pub async fn load(&self, subscription: &Name, component: &Arc<Compiled>) -> Result<Arc<Plugin>> {
+        self.subscribers.load(subscription, component).await
     }
 
     /// Checks the signature of the very bytes that are then run: what is read a second time may be something else.
-    async fn ready(&self, subscription: &Name, component: Bytes, signature: Option<&str>) -> Result<Arc<Plugin>> {
+    async fn compiled(&self, component: Bytes, signature: Option<&str>) -> Result<Arc<Compiled>> {
         check_signature(self.trusted_keys.as_ref(), &component, signature).context("it is not trusted")?;
-        let spec =
-            self.specs.get(subscription).context("no subscription of the configuration has this name")?.clone();
-        let host = self.host.clone();
+        let host = self.subscribers.host.clone();
         // Compiling takes long, and a signal is to be heard meanwhile.
-        let plugin = tokio::task::spawn_blocking(move || host.plugin(&component, spec)).await??;
+        Ok(tokio::task::spawn_blocking(move || host.component(&component)).await??)
+    }
+}
+
+impl Subscribers {
+    async fn load(&self, subscription: &Name, component: &Arc<Compiled>) -> Result<Arc<Plugin>> {
+        let spec = self.specs.get(subscription).context("no subscription of the configuration has this name")?;
+        let plugin = self.host.plugin_of(component.clone(), spec.clone())?;
         plugin.validate().await?;
         Ok(plugin)
     }
@@ -59,23 +74,41 @@ impl Loader {
 
 #[async_trait]
 impl PluginLoader for Loader {
-    async fn load(&self, subscription: &Name, plugin: StoredPlugin) -> Result<Arc<dyn Invoker>, LoadError> {
+    async fn open(&self, plugin: StoredPlugin) -> Result<Arc<dyn OpenPlugin>, LoadError> {
         let StoredPlugin { plugin, digest, component, signature } = plugin;
         let must_say = self.trusted_keys.is_some();
         let bytes = component.clone();
-        let ready = async {
+        let compiled = async {
             tokio::task::spawn_blocking(move || check_name(&plugin, &digest, &bytes, must_say)).await??;
-            self.ready(subscription, component, signature.as_deref()).await
+            self.compiled(component, signature.as_deref()).await
         };
-        match ready.await {
-            Ok(plugin) => Ok(plugin),
-            Err(error) => {
-                let text = format!("{error:#}");
-                let of_node = error.downcast_ref::<PluginError>().is_some_and(PluginError::is_of_the_node);
-                Err(if of_node { LoadError::Unavailable(text) } else { LoadError::Unfit(text) })
-            }
+        match compiled.await {
+            Ok(component) => Ok(Arc::new(Open { component, subscribers: self.subscribers.clone() })),
+            Err(error) => Err(load_error(&error)),
         }
     }
+}
+
+/// A component of the database's.
+struct Open {
+    component: Arc<Compiled>,
+    subscribers: Subscribers,
+}
+
+#[async_trait]
+impl OpenPlugin for Open {
+    async fn load(&self, subscription: &Name) -> Result<Arc<dyn Invoker>, LoadError> {
+        match self.subscribers.load(subscription, &self.component).await {
+            Ok(plugin) => Ok(plugin),
+            Err(error) => Err(load_error(&error)),
+        }
+    }
+}
+
+fn load_error(error: &anyhow::Error) -> LoadError {
+    let text = format!("{error:#}");
+    let of_node = error.downcast_ref::<PluginError>().is_some_and(PluginError::is_of_the_node);
+    if of_node { LoadError::Unavailable(text) } else { LoadError::Unfit(text) }
 }
 
 /// Refuses bytes that are not what they are called in the database. A signature is of bytes alone: only the manifest in

@@ -44,8 +44,8 @@ pub use message::{
 pub use node::Node;
 pub use plugin::{
     Canary, CanaryBy, Deployment, DeploymentState, Figures, FirstAttempts, InvalidPluginVersion, LoadError,
-    NewDeployment, NewPlugin, NodeReport, NodeReportView, PluginLoader, PluginVersion, PluginView, Plugins,
-    Readiness, StoredPlugin,
+    NewDeployment, NewPlugin, NodeReport, NodeReportView, OpenPlugin, PluginLoader, PluginVersion, PluginView,
+    Plugins, Readiness, StoredPlugin,
 };
 pub use retry::{InvalidRetry, RetryDecision, RetryPolicy, RetrySchedule};
 pub use schedule::{

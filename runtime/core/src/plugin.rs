@@ -459,11 +459,18 @@ pub enum LoadError {
     Unavailable(String),
 }
 
-/// Makes ready what runs a component. Implemented where the subscriptions' configurations, grants and limits are known.
+/// Makes ready what runs components. Implemented where the subscriptions' configurations, grants and limits are known.
 #[async_trait]
 pub trait PluginLoader: Send + Sync + 'static {
-    /// Compiles the component, checks it for the subscription, and lets it check its configuration.
-    async fn load(&self, subscription: &Name, plugin: StoredPlugin) -> Result<Arc<dyn Invoker>, LoadError>;
+    /// Compiles the component and checks it: all that needs to be done once, however many subscriptions run it.
+    async fn open(&self, plugin: StoredPlugin) -> Result<Arc<dyn OpenPlugin>, LoadError>;
+}
+
+/// A component that was compiled and checked, for all subscriptions that run it.
+#[async_trait]
+pub trait OpenPlugin: Send + Sync + 'static {
+    /// Checks the component for one subscription, and lets it check its configuration.
+    async fn load(&self, subscription: &Name) -> Result<Arc<dyn Invoker>, LoadError>;
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use laneway_core::{
-    Deployment, DeploymentState, Figures, Invoker, LoadError, Name, NodeReport, PluginLoader, Readiness, Store,
-    StoreError,
+    Deployment, DeploymentState, Figures, Invoker, LoadError, Name, NodeReport, OpenPlugin, PluginDigest,
+    PluginLoader, Readiness, Store, StoreError,
 };
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::task::{self, JoinError, JoinSet};
 use tracing::{debug, error, info, warn};
 
@@ -30,7 +30,7 @@ const REPORT: Duration = Duration::from_secs(5);
 const LOAD_AGAIN: Duration = Duration::from_secs(10);
 /// The same, in times of what it took to find out: compiling for minutes is not to be done all the time.
 const LOAD_AGAIN_TIMES: u32 = 20;
-/// Versions that are loaded at once: each is held in memory twice meanwhile.
+/// Subscriptions that versions are got ready for at once. A version that is opened is held in memory twice meanwhile.
 const LOADS_MAX: usize = 4;
 
 /// A subscription whose plugin is deployed.
@@ -46,6 +46,11 @@ pub(crate) struct Deployer {
     store: Arc<dyn Store>,
     node: Name,
     followed: Vec<Followed>,
+    /// The places in `followed` of each plugin.
+    places: HashMap<Name, Vec<usize>>,
+    /// What the last look saw.
+    deployments: Vec<Deployment>,
+    opened: HashMap<i64, Vec<Opened>>,
     loaded: HashMap<Place, Loaded>,
     /// What is being loaded, apart from the looks: compiling may take minutes, and must hold up no swap.
     loading: JoinSet<LoadEnd>,
@@ -57,30 +62,64 @@ pub(crate) struct Deployer {
 
 /// A deployment, and the place in `followed` of what it is loaded for.
 type Place = (i64, usize);
-/// What became of loading for a place; none if it could not be tried. An error says in words for the operator why the
-/// version cannot run there, and how long it took to find out.
-type LoadEnd = (Place, Result<Option<Arc<dyn Invoker>>, (String, Duration)>);
+/// What became of loading for a place; none if it could not be tried.
+type LoadEnd = (Place, Result<Option<Arc<dyn Invoker>>, Unfit>);
+
+/// Why a version cannot run, in words for the operator, and when to try again.
+#[derive(Clone)]
+struct Unfit {
+    error: String,
+    again: Instant,
+}
+
+impl Unfit {
+    fn new(error: String, began: Instant) -> Self {
+        Self { error, again: Instant::now() + LOAD_AGAIN.max(began.elapsed() * LOAD_AGAIN_TIMES) }
+    }
+}
+
+/// A version that was read from the database and compiled, once for all subscriptions that run it.
+#[derive(Clone)]
+struct Opened {
+    digest: PluginDigest,
+    loader: Arc<dyn PluginLoader>,
+    plugin: Arc<OnceCell<Result<Arc<dyn OpenPlugin>, Unfit>>>,
+}
+
+impl Opened {
+    /// Whether it could not be opened, and it is time to try again.
+    fn is_to_be_tried_again(&self) -> bool {
+        matches!(self.plugin.get(), Some(Err(unfit)) if unfit.again < Instant::now())
+    }
+}
 
 enum Loaded {
     Ready(Arc<Version>),
-    Failed { error: String, again: Instant },
+    Failed(Unfit),
 }
 
 impl Loaded {
     fn may_be_of(&self, deployment: &Deployment) -> bool {
         match self {
             Self::Ready(version) => version.digest() == deployment.digest,
-            Self::Failed { .. } => true,
+            Self::Failed(_) => true,
         }
     }
 }
 
 impl Deployer {
     pub fn new(store: Arc<dyn Store>, node: Name, followed: Vec<Followed>) -> Self {
+        let mut places: HashMap<Name, Vec<usize>> = HashMap::new();
+        for (place, Followed { plugin, .. }) in followed.iter().enumerate() {
+            places.entry(plugin.clone()).or_default().push(place);
+        }
         Self {
             store,
             node,
             followed,
+            places,
+            deployments: Vec::new(),
+            opened: HashMap::new(),
             loaded: HashMap::new(),
             loading: JoinSet::new(),
             begun: HashMap::new(),
@@ -104,11 +143,22 @@ impl Deployer {
                     LOOK
                 }
             };
-            tokio::select! {
-                () = self.store.deployments_changed() => {}
-                Some(loaded) = self.loading.join_next() => self.take(loaded),
-                () = tokio::time::sleep(pause) => {}
-                _ = draining.changed() => {}
+            let next_look = tokio::time::Instant::now() + pause;
+            loop {
+                tokio::select! {
+                    () = self.store.deployments_changed() => {}
+                    Some(loaded) = self.loading.join_next() => {
+                        self.take(loaded);
+                        self.proceed();
+                        // While others are on their way, the database need not hear of each.
+                        if !self.loading.is_empty() {
+                            continue;
+                        }
+                    }
+                    () = tokio::time::sleep_until(next_look) => {}
+                    _ = draining.changed() => {}
+                }
+                break;
             }
         }
         // What still runs is another's to see: this node says no more.
@@ -120,16 +170,34 @@ impl Deployer {
         let mut deployments = self.store.deployments(None, 0).await?;
         // Of others, it says that it is ready for them.
         deployments.retain(|deployment| {
-            deployment.state == DeploymentState::Validated
-                || self.followed.iter().any(|followed| followed.plugin == deployment.plugin.name)
+            deployment.state == DeploymentState::Validated || self.places.contains_key(&deployment.plugin.name)
         });
+        self.deployments = deployments;
         while let Some(loaded) = self.loading.try_join_next() {
             self.take(loaded);
         }
         // After a restore or a failover a number may stand for another version than before.
-        self.loaded.retain(|(id, _), loaded| {
-            deployments.iter().any(|deployment| deployment.id == *id && loaded.may_be_of(deployment))
+        let known: HashMap<i64, &Deployment> = self.deployments.iter().map(|found| (found.id, found)).collect();
+        self.loaded.retain(|(id, _), loaded| known.get(id).is_some_and(|deployment| loaded.may_be_of(deployment)));
+        self.opened.retain(|id, opened| {
+            opened.retain(|of| {
+                known.get(id).is_some_and(|deployment| of.digest == deployment.digest) && !of.is_to_be_tried_again()
+            });
+            !opened.is_empty()
         });
+        self.proceed();
+        self.report().await?;
+        let on_trial: Vec<&Deployment> =
+            self.deployments.iter().filter(|deployment| deployment.state == DeploymentState::Canary).collect();
+        for deployment in &on_trial {
+            self.judge(deployment).await?;
+        }
+        Ok(!on_trial.is_empty())
+    }
+
+    /// Does what follows from the last look, as far as what is loaded allows it.
+    fn proceed(&mut self) {
+        let deployments = std::mem::take(&mut self.deployments);
         // What is at work first.
         for wanted in [DeploymentState::Active, DeploymentState::Canary, DeploymentState::Validated] {
             for deployment in deployments.iter().filter(|deployment| deployment.state == wanted) {
@@ -137,28 +205,19 @@ impl Deployer {
             }
         }
         self.swap(&deployments);
-        self.report(&deployments).await?;
-        let on_trial: Vec<&Deployment> =
-            deployments.iter().filter(|deployment| deployment.state == DeploymentState::Canary).collect();
-        for deployment in &on_trial {
-            self.judge(deployment).await?;
-        }
-        Ok(!on_trial.is_empty())
+        self.deployments = deployments;
     }
 
     /// Begins to get a version ready for each subscription that runs its plugin.
     fn load(&mut self, deployment: &Deployment) {
-        for place in 0..self.followed.len() {
-            let Followed { work, plugin, loader } = &self.followed[place];
-            if *plugin != deployment.plugin.name {
-                continue;
-            }
+        let places = self.places.get(&deployment.plugin.name).cloned().unwrap_or_default();
+        for place in places {
             let key = (deployment.id, place);
             if self.begun.values().any(|begun| *begun == key) {
                 continue;
             }
             match self.loaded.get(&key) {
-                Some(Loaded::Failed { again, .. }) if *again < Instant::now() => {}
+                Some(Loaded::Failed(unfit)) if unfit.again < Instant::now() => {}
                 Some(_) => continue,
                 None => {}
             }
@@ -166,19 +225,30 @@ impl Deployer {
                 self.loaded.insert(key, Loaded::Ready(Arc::new(Version::deployed(deployment.id, invoker))));
                 continue;
             }
-            if self.loading.len() >= LOADS_MAX {
-                // The next that ends leads to another look.
+            let opened = self.opened(deployment, place);
+            let is_being_opened = opened.plugin.get().is_none() && self.begun.values().any(|(id, _)| *id == key.0);
+            if is_being_opened || self.loading.len() >= LOADS_MAX {
+                // There is more to do when the next one ends.
                 return;
             }
-            let (subscription, loader) = (work.subscription.name.clone(), loader.clone());
+            let subscription = self.followed[place].work.subscription.name.clone();
             let (store, deployment) = (self.store.clone(), deployment.clone());
-            let task = self.loading.spawn(async move {
-                let began = Instant::now();
-                let loaded = load(&*store, &*loader, &subscription, &deployment).await;
-                (key, loaded.map_err(|error| (error, began.elapsed())))
-            });
+            let task =
+                self.loading.spawn(async move { (key, load(&*store, &opened, &subscription, &deployment).await) });
             self.begun.insert(task.id(), key);
         }
+    }
+
+    /// The version as it is opened for all subscriptions of this loader: by now, or by whoever comes first.
+    fn opened(&mut self, deployment: &Deployment, place: usize) -> Opened {
+        let loader = self.followed[place].loader.clone();
+        let all = self.opened.entry(deployment.id).or_default();
+        if let Some(opened) = all.iter().find(|opened| Arc::ptr_eq(&opened.loader, &loader)) {
+            return opened.clone();
+        }
+        let opened = Opened { digest: deployment.digest.clone(), loader, plugin: Arc::default() };
+        all.push(opened.clone());
+        opened
     }
 
     /// Takes up what has been loaded.
@@ -189,7 +259,7 @@ impl Deployer {
                 (key, result)
             }
             Err(error) => match self.begun.remove(&error.id()) {
-                Some(key) => (key, Err((format!("loading it broke the host: {error}"), Duration::ZERO))),
+                Some(key) => (key, Err(Unfit::new(format!("loading it broke the host: {error}"), Instant::now()))),
                 None => return,
             },
         };
@@ -202,10 +272,9 @@ impl Deployer {
                 info!(%subscription, deployment, plugin = %invoker.digest(), "plugin loaded");
                 Loaded::Ready(Arc::new(Version::deployed(deployment, invoker)))
             }
-            Err((error, took)) => {
+            Err(Unfit { error, again }) => {
                 error!(%subscription, deployment, error, "plugin cannot run here");
-                let again = Instant::now() + LOAD_AGAIN.max(took * LOAD_AGAIN_TIMES);
-                Loaded::Failed { error: format!("subscription `{subscription}`: {error}"), again }
+                Loaded::Failed(Unfit { error: format!("subscription `{subscription}`: {error}"), again })
             }
         };
         self.loaded.insert(key, loaded);
@@ -229,9 +298,21 @@ impl Deployer {
 
     /// Puts to work what the database says, as far as it is loaded.
     fn swap(&self, deployments: &[Deployment]) {
+        let (mut active_of, mut canary_of) = (HashMap::new(), HashMap::new());
+        for deployment in deployments {
+            let name = &deployment.plugin.name;
+            match deployment.state {
+                DeploymentState::Active => {
+                    active_of.entry(name).or_insert(deployment);
+                }
+                DeploymentState::Canary => {
+                    canary_of.entry(name).or_insert(deployment);
+                }
+                _ => {}
+            }
+        }
         for (place, Followed { work, plugin, .. }) in self.followed.iter().enumerate() {
-            let find = |state| deployments.iter().find(|d| d.plugin.name == *plugin && d.state == state);
-            let (active, canary) = (find(DeploymentState::Active), find(DeploymentState::Canary));
+            let (active, canary) = (active_of.get(plugin).copied(), canary_of.get(plugin).copied());
             let current = work.versions.current();
             let next_active = match (active, self.ready(active, place)) {
                 (Some(_), None) => current.active.clone(),
@@ -275,14 +356,13 @@ impl Deployer {
     }
 
     /// Says what this node has of each deployment, if that is news.
-    async fn report(&mut self, deployments: &[Deployment]) -> Result<(), StoreError> {
-        let reports: Vec<NodeReport> = deployments.iter().filter_map(|d| self.report_of(d)).collect();
+    async fn report(&mut self) -> Result<(), StoreError> {
+        let reports: Vec<NodeReport> = self.deployments.iter().filter_map(|d| self.report_of(d)).collect();
         let (last, at) = &self.reported;
+        let known: HashMap<i64, &NodeReport> = last.iter().map(|report| (report.deployment, report)).collect();
         let is_known = |report: &NodeReport| {
-            last.iter().any(|other| {
-                other.deployment == report.deployment
-                    && other.readiness == report.readiness
-                    && other.is_at_work() == report.is_at_work()
+            known.get(&report.deployment).is_some_and(|other| {
+                other.readiness == report.readiness && other.is_at_work() == report.is_at_work()
             })
         };
         let on_trial = reports.iter().any(|report| report.beside.is_some());
@@ -308,8 +388,8 @@ impl Deployer {
         if deployment.state == DeploymentState::Staged {
             return None;
         }
-        for (place, Followed { work, plugin, .. }) in self.followed.iter().enumerate() {
-            let current = work.versions.current();
+        for &place in self.places.get(&deployment.plugin.name).into_iter().flatten() {
+            let current = self.followed[place].work.versions.current();
             match self.loaded.get(&(deployment.id, place)) {
                 Some(Loaded::Ready(version)) => {
                     let is_current =
@@ -326,14 +406,12 @@ impl Deployer {
                         report.beside.get_or_insert_with(Figures::default).add(&since);
                     }
                 }
-                Some(Loaded::Failed { error, .. }) => {
+                Some(Loaded::Failed(Unfit { error, .. })) => {
                     report.readiness = Readiness::Failed;
                     report.error = Some(error.clone());
                 }
                 // It says nothing until it can tell. What is out is not loaded any more.
-                None if *plugin == deployment.plugin.name && deployment.state != DeploymentState::Draining => {
-                    return None;
-                }
+                None if deployment.state != DeploymentState::Draining => return None,
                 None => {}
             }
         }
@@ -374,37 +452,67 @@ impl Deployer {
 /// Gets a version ready for a subscription. See [`LoadEnd`].
 async fn load(
     store: &dyn Store,
-    loader: &dyn PluginLoader,
+    opened: &Opened,
     subscription: &Name,
     deployment: &Deployment,
-) -> Result<Option<Arc<dyn Invoker>>, String> {
+) -> Result<Option<Arc<dyn Invoker>>, Unfit> {
+    let began = Instant::now();
+    let plugin = match opened.plugin.get_or_try_init(|| open(store, &*opened.loader, deployment)).await {
+        Ok(Ok(plugin)) => plugin,
+        Ok(Err(unfit)) => return Err(unfit.clone()),
+        Err(NotTried) => return Ok(None),
+    };
+    match plugin.load(subscription).await {
+        Ok(invoker) => Ok(Some(invoker)),
+        Err(LoadError::Unfit(error)) => Err(Unfit::new(error, began)),
+        Err(LoadError::Unavailable(error)) => {
+            not_now(&error, deployment).await;
+            Ok(None)
+        }
+    }
+}
+
+/// This node could not try, through no fault of the version's: nobody is to fail or roll back a deployment for it.
+struct NotTried;
+
+/// Reads a version from the database, and compiles it.
+async fn open(
+    store: &dyn Store,
+    loader: &dyn PluginLoader,
+    deployment: &Deployment,
+) -> Result<Result<Arc<dyn OpenPlugin>, Unfit>, NotTried> {
+    let began = Instant::now();
+    let unfit = |error| Ok(Err(Unfit::new(error, began)));
     let stored = match store.plugin(&deployment.plugin).await {
         Ok(Some(stored)) => stored,
         Ok(None) => {
-            return Err(
-                "it is not stored in the database any more; push it again, or deploy another version".to_owned()
+            return unfit(
+                "it is not stored in the database any more; push it again, or deploy another version".to_owned(),
             );
         }
         Err(error) => {
-            // No fault of the version's: nobody is to fail or roll back a deployment for it.
             warn!(%error, plugin = %deployment.plugin, "a plugin cannot be read from the database; trying again");
             tokio::time::sleep(LOOK).await;
-            return Ok(None);
+            return Err(NotTried);
         }
     };
     if stored.digest != deployment.digest {
-        return Err(format!(
+        return unfit(format!(
             "the database holds other bytes under its name (digest {}) than were deployed (digest {})",
             stored.digest, deployment.digest
         ));
     }
-    match loader.load(subscription, stored).await {
-        Ok(invoker) => Ok(Some(invoker)),
-        Err(LoadError::Unfit(error)) => Err(error),
+    match loader.open(stored).await {
+        Ok(plugin) => Ok(Ok(plugin)),
+        Err(LoadError::Unfit(error)) => unfit(error),
         Err(LoadError::Unavailable(error)) => {
-            warn!(error, plugin = %deployment.plugin, "a plugin cannot be loaded now; trying again");
-            tokio::time::sleep(LOAD_AGAIN).await;
-            Ok(None)
+            not_now(&error, deployment).await;
+            Err(NotTried)
         }
     }
+}
+
+async fn not_now(error: &str, deployment: &Deployment) {
+    warn!(error, plugin = %deployment.plugin, "a plugin cannot be loaded now; trying again");
+    tokio::time::sleep(LOAD_AGAIN).await;
 }

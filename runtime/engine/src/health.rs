@@ -1,5 +1,6 @@
 //! Looks now and then whether the database is still the one that this node knows, and says so if not.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,9 +45,10 @@ async fn compare(
     subscriptions: &[(Name, SubscriptionId)],
 ) -> Result<(), laneway_core::StoreError> {
     let Some(topology) = store.topology().await? else { return Ok(()) };
+    let numbers: HashMap<&Name, SubscriptionId> =
+        topology.subscriptions.iter().map(|(name, id)| (name, *id)).collect();
     for (name, number) in subscriptions {
-        let found = topology.subscriptions.iter().find(|(other, _)| other == name);
-        if let Some((_, other)) = found.filter(|(_, other)| other != number) {
+        if let Some(other) = numbers.get(name).filter(|other| *other != number) {
             error!(
                 subscription = %name,
                 "the database has this subscription under number {}, and this node works under {}, as the database was \

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
     Call, Canary, CanaryBy, DeploymentState, Effects, ErrorText, Failure, Invocation, Invoker, LoadError,
-    MessageId, Name, NewDeployment, NewMessage, NewPlugin, PluginDigest, PluginLoader, PluginVersion, Reason,
-    SandboxUse, Store, StoredPlugin, Subscription, SubscriptionKind, Topic,
+    MessageId, Name, NewDeployment, NewMessage, NewPlugin, OpenPlugin, PluginDigest, PluginLoader, PluginVersion,
+    Reason, SandboxUse, Store, StoredPlugin, Subscription, SubscriptionKind, Topic,
 };
 use laneway_engine::{ALIVE_FOR, Engine, EngineOptions, Runs};
 
@@ -28,6 +28,8 @@ struct Stage {
     stand: Gate,
     /// Loads of versions that are `unlucky` the first time.
     unlucky: Arc<AtomicU64>,
+    /// Versions that were opened.
+    opened: Arc<AtomicU64>,
 }
 
 /// An attempt.
@@ -81,8 +83,9 @@ impl Invoker for Version {
 
 #[async_trait]
 impl PluginLoader for Stage {
-    async fn load(&self, _: &Name, plugin: StoredPlugin) -> Result<Arc<dyn Invoker>, LoadError> {
+    async fn open(&self, plugin: StoredPlugin) -> Result<Arc<dyn OpenPlugin>, LoadError> {
         let text = String::from_utf8(plugin.component.to_vec()).unwrap();
+        self.opened.fetch_add(1, Ordering::SeqCst);
         if text.contains("broken") {
             return Err(LoadError::Unfit("it does not compile, as played".to_owned()));
         }
@@ -92,7 +95,20 @@ impl PluginLoader for Stage {
         if text.contains("slow") {
             self.gate.notified().await;
         }
-        Ok(Arc::new(Version { text, stage: self.clone(), attempts: AtomicU64::new(0) }))
+        Ok(Arc::new(Open { text, stage: self.clone() }))
+    }
+}
+
+struct Open {
+    text: String,
+    stage: Stage,
+}
+
+#[async_trait]
+impl OpenPlugin for Open {
+    async fn load(&self, _: &Name) -> Result<Arc<dyn Invoker>, LoadError> {
+        let Self { text, stage } = self;
+        Ok(Arc::new(Version { text: text.clone(), stage: stage.clone(), attempts: AtomicU64::new(0) }))
     }
 }
 
@@ -428,6 +444,51 @@ async fn a_node_that_could_not_try_says_nothing_and_tries_again(on: On) {
     assert!(engine.drain().await.complete);
 }
 
+/// Subscriptions that run one plugin.
+const MANY: usize = 200;
+
+fn many() -> Vec<Subscription> {
+    (0..MANY).map(|number| Subscription { concurrency: 1, ..subscription(&format!("s{number}")) }).collect()
+}
+
+async fn a_version_is_read_and_opened_once_for_all_subscriptions_that_run_it(on: On) {
+    let rig = Rig::new(on, &many()).await;
+    let stage = Stage::default();
+    let engine = stage.start(&rig, &rig.store, "one");
+    let good = deploy(&*rig.store, 1, "good").await;
+    ready(&*rig.store, good, 1).await;
+    assert_eq!(stage.opened.load(Ordering::SeqCst), 1);
+    let all_ready = || (0..MANY).all(|number| engine.is_ready(&Name::parse(&format!("s{number}")).unwrap()));
+    assert!(comes(async || all_ready()).await, "some do not run it");
+    // One that cannot be opened is not tried for each of them either.
+    let broken = validated(&*rig.store, 2, "broken", None).await;
+    ready(&*rig.store, broken, 1).await;
+    assert_eq!(stage.opened.load(Ordering::SeqCst), 2);
+    rig.enqueue(1).await;
+    rig.wait_until_empty().await;
+    assert_eq!(stage.ran("good"), MANY);
+    assert!(engine.drain().await.complete);
+}
+
+/// Signs of life and reports are of the node, not of each subscription.
+async fn an_idle_node_tells_no_more_of_many_subscriptions_than_of_one(on: On) {
+    let rig = Rig::new(on, &many()).await;
+    let stage = Stage::default();
+    let good = deploy(&*rig.store, 1, "good").await;
+    let options = EngineOptions { poll_interval: Duration::from_secs(1), ..options() };
+    let loader: Arc<dyn PluginLoader> = Arc::new(stage.clone());
+    let runs = Runs::Deployed { plugin: Name::parse("enrich").unwrap(), loader };
+    let engine = rig.start_runs(&rig.store, &runs, options);
+    ready(&*rig.store, good, 1).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let before = rig.store.round_trips();
+    // Two of each that come every five seconds, and one of what comes every fifteen.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    let asked = rig.store.round_trips() - before;
+    assert!(asked <= 80, "{asked} statements in fifteen idle seconds");
+    assert!(engine.drain().await.complete);
+}
+
 on_both!(
     messages_wait_until_a_version_is_deployed_and_while_none_is,
     fifty_swaps_of_a_handler,
@@ -440,4 +501,6 @@ on_both!(
     a_version_that_cannot_be_loaded_gets_nothing_and_the_one_before_goes_on,
     a_version_that_takes_long_to_load_holds_up_neither_swaps_nor_the_end,
     a_node_that_could_not_try_says_nothing_and_tries_again,
+    a_version_is_read_and_opened_once_for_all_subscriptions_that_run_it,
+    an_idle_node_tells_no_more_of_many_subscriptions_than_of_one,
 );

@@ -116,7 +116,11 @@ impl Watched {
         }
         self.seen = Some(found);
         let began = Instant::now();
-        match node.loader.load_file(&self.subscription, &self.path).await {
+        let load = async {
+            let component = node.loader.open_file(&self.path).await?;
+            node.loader.load(&self.subscription, &component).await
+        };
+        match load.await {
             Ok(plugin) => {
                 let digest = plugin.digest().clone();
                 node.engine.swap(&self.subscription, plugin);

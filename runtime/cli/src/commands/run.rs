@@ -1,11 +1,16 @@
 //! `laneway run`: wires store, host and engine together, and drains at a signal.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::num::NonZero;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use laneway_core::{AppliedTopology, Name, PluginLoader, Store, StoreError, SubscriptionId};
+use futures::{StreamExt, TryStreamExt};
+use laneway_core::{AppliedTopology, Name, Store, StoreError, SubscriptionId};
 use laneway_engine::{Binding, Engine, EngineOptions, Runs};
-use laneway_host::Grants;
+use laneway_host::{Compiled, Grants};
 use tracing::{error, info, warn};
 
 use crate::Shared;
@@ -135,25 +140,53 @@ pub fn sandbox(threads: Option<usize>) -> Result<tokio::runtime::Runtime> {
 
 /// What runs each subscription. Files are loaded now; what is deployed is loaded as the database says.
 async fn load(loader: &Arc<Loader>, subscriptions: &[SubscriptionConfig]) -> Result<Vec<Runs>> {
-    let mut all = Vec::with_capacity(subscriptions.len());
+    // Each file is read once, so that all who run it run the same.
+    let mut components: HashMap<&Path, Arc<Compiled>> = HashMap::new();
+    let mut sources = Vec::with_capacity(subscriptions.len());
     for SubscriptionConfig { subscription, source, .. } in subscriptions {
         let name = &subscription.name;
-        all.push(match source {
+        let source = match source {
             PluginSource::File(path) => {
-                let plugin = loader
-                    .load_file(name, path)
-                    .await
-                    .with_context(|| format!("subscription `{name}`: {} cannot run", path.display()))?;
-                info!(subscription = %name, plugin = %plugin.digest(), "plugin loaded");
-                Runs::Fixed(plugin)
+                let component = match components.entry(path) {
+                    Entry::Occupied(entry) => entry.get().clone(),
+                    Entry::Vacant(entry) => {
+                        let opened = loader.open_file(path).await.with_context(|| cannot_run(name, path))?;
+                        entry.insert(opened).clone()
+                    }
+                };
+                Source::File(path, component)
             }
-            PluginSource::Deployed(plugin) => {
-                let loader: Arc<dyn PluginLoader> = loader.clone();
-                Runs::Deployed { plugin: plugin.clone(), loader }
-            }
-        });
+            PluginSource::Deployed(plugin) => Source::Deployed(plugin),
+        };
+        sources.push((name, source));
     }
-    Ok(all)
+    let all = sources.into_iter().map(|(name, source)| runs(loader, name, source));
+    let at_once = std::thread::available_parallelism().map_or(1, NonZero::get);
+    futures::stream::iter(all).buffered(at_once).try_collect().await
+}
+
+/// Where a subscription's component comes from, and what was read there.
+enum Source<'a> {
+    File(&'a Path, Arc<Compiled>),
+    Deployed(&'a Name),
+}
+
+async fn runs(loader: &Arc<Loader>, name: &Name, source: Source<'_>) -> Result<Runs> {
+    match source {
+        Source::File(path, component) => {
+            let (loader, of) = (loader.clone(), name.clone());
+            // On a task of its own, so that others are checked beside it.
+            let loaded = tokio::spawn(async move { loader.load(&of, &component).await }).await?;
+            let plugin = loaded.with_context(|| cannot_run(name, path))?;
+            info!(subscription = %name, plugin = %plugin.digest(), "plugin loaded");
+            Ok(Runs::Fixed(plugin))
+        }
+        Source::Deployed(plugin) => Ok(Runs::Deployed { plugin: plugin.clone(), loader: loader.clone() }),
+    }
+}
+
+fn cannot_run(subscription: &Name, path: &Path) -> String {
+    format!("subscription `{subscription}`: {} cannot run", path.display())
 }
 
 /// The topology to work under: the configuration's, which must be the database's too.
@@ -180,18 +213,18 @@ fn grants(config: &Config) -> Result<Vec<(Name, String)>> {
 }
 
 fn bind(config: &Config, topology: &AppliedTopology, runs: Vec<Runs>) -> Result<Vec<Binding>> {
+    let numbers: HashMap<&Name, SubscriptionId> =
+        topology.subscriptions.iter().map(|(name, id)| (name, *id)).collect();
     config
         .subscriptions
         .iter()
         .zip(runs)
         .map(|(SubscriptionConfig { subscription, .. }, runs)| {
-            let id = number(topology, &subscription.name)?;
-            Ok(Binding { subscription: subscription.clone(), id, runs })
+            let name = &subscription.name;
+            let id = numbers
+                .get(name)
+                .with_context(|| format!("subscription `{name}` is not active in the database"))?;
+            Ok(Binding { subscription: subscription.clone(), id: *id, runs })
         })
         .collect()
-}
-
-fn number(topology: &AppliedTopology, name: &Name) -> Result<SubscriptionId> {
-    let found = topology.subscriptions.iter().find(|(other, _)| other == name);
-    found.map(|(_, id)| *id).with_context(|| format!("subscription `{name}` is not active in the database"))
 }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
-    Call, DeploymentState, Invocation, Invoker, LoadError, MessageId, Name, NewDeployment, NewPlugin, PluginDigest,
-    PluginLoader, PluginVersion, Store, StoredPlugin,
+    Call, DeploymentState, Invocation, Invoker, LoadError, MessageId, Name, NewDeployment, NewPlugin, OpenPlugin,
+    PluginDigest, PluginLoader, PluginVersion, Store, StoredPlugin,
 };
 use laneway_engine::{Binding, Engine, EngineOptions, Runs, StatsSnapshot};
 use laneway_host::{Host, HostOptions, Inspection};
@@ -118,10 +118,25 @@ struct WatchedLoader {
 
 #[async_trait]
 impl PluginLoader for WatchedLoader {
-    async fn load(&self, subscription: &Name, plugin: StoredPlugin) -> Result<Arc<dyn Invoker>, LoadError> {
+    async fn open(&self, plugin: StoredPlugin) -> Result<Arc<dyn OpenPlugin>, LoadError> {
         let version = number(&plugin.component);
-        let inner = self.loader.load(subscription, plugin).await?;
-        Ok(Arc::new(Watched { inner, node: self.node, version, watch: self.watch.clone() }))
+        let inner = self.loader.open(plugin).await?;
+        Ok(Arc::new(WatchedPlugin { inner, node: self.node, version, watch: self.watch.clone() }))
+    }
+}
+
+struct WatchedPlugin {
+    inner: Arc<dyn OpenPlugin>,
+    node: usize,
+    version: u32,
+    watch: Arc<Watch>,
+}
+
+#[async_trait]
+impl OpenPlugin for WatchedPlugin {
+    async fn load(&self, subscription: &Name) -> Result<Arc<dyn Invoker>, LoadError> {
+        let inner = self.inner.load(subscription).await?;
+        Ok(Arc::new(Watched { inner, node: self.node, version: self.version, watch: self.watch.clone() }))
     }
 }
 
@@ -162,7 +177,7 @@ impl Swaps {
             component: component.clone(),
             signature: None,
         };
-        self.checks.load(&self.subscription, stored).await?;
+        self.checks.open(stored).await?.load(&self.subscription).await?;
         self.store.push_plugin(&NewPlugin { plugin, digest, component, manifest: None, signature: None }).await?;
         Ok(())
     }
@@ -172,7 +187,7 @@ impl Swaps {
         let plugin = self.version(number)?;
         let id = self.store.stage(&NewDeployment { plugin: plugin.clone(), canary: None, back_to: None }).await?;
         let stored = self.store.plugin(&plugin).await?.context("it is not stored any more")?;
-        self.checks.load(&self.subscription, stored).await?;
+        self.checks.open(stored).await?.load(&self.subscription).await?;
         ensure!(self.store.advance(id, DeploymentState::Staged, DeploymentState::Validated, None).await?);
         let late = wait_for_nodes(&*self.store, id, STALL).await?;
         ensure!(late.is_empty(), "nodes are not ready for version {number}: {late:?}");

@@ -1,6 +1,5 @@
 //! `laneway plugin deploy`: a version is checked, made ready on every node, and put to work.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -173,9 +172,13 @@ async fn check(config: &Config, store: &dyn Store, plugin: &PluginVersion) -> Re
         );
     }
     let Some(stored) = store.plugin(plugin).await? else { bail!("it is not stored any more; push it again") };
-    let loader = Arc::new(Loader::new(config)?);
+    let open = Loader::new(config)?.open(stored).await;
     for name in &subscriptions {
-        if let Err(error) = loader.load(name, stored.clone()).await {
+        let loaded = match &open {
+            Ok(open) => open.load(name).await.map(drop),
+            Err(error) => Err(error.clone()),
+        };
+        if let Err(error) = loaded {
             bail!("subscription `{name}`: {error}");
         }
     }
