@@ -68,6 +68,32 @@ package wasi:http@0.2.0 {
             set-path-with-query: func(path-with-query: option<string>) -> result;
             set-authority: func(authority: option<string>) -> result;
         }
+        resource request-options;
+        resource future-incoming-response;
+        record DNS-error-payload { rcode: option<string>, info-code: option<u16> }
+        record TLS-alert-received-payload { alert-id: option<u8>, alert-message: option<string> }
+        record field-size-payload { field-name: option<string>, field-size: option<u32> }
+        variant error-code {
+            DNS-timeout, DNS-error(DNS-error-payload), destination-not-found, destination-unavailable,
+            destination-IP-prohibited, destination-IP-unroutable, connection-refused, connection-terminated,
+            connection-timeout, connection-read-timeout, connection-write-timeout, connection-limit-reached,
+            TLS-protocol-error, TLS-certificate-error, TLS-alert-received(TLS-alert-received-payload),
+            HTTP-request-denied, HTTP-request-length-required, HTTP-request-body-size(option<u64>),
+            HTTP-request-method-invalid, HTTP-request-URI-invalid, HTTP-request-URI-too-long,
+            HTTP-request-header-section-size(option<u32>), HTTP-request-header-size(option<field-size-payload>),
+            HTTP-request-trailer-section-size(option<u32>), HTTP-request-trailer-size(field-size-payload),
+            HTTP-response-incomplete, HTTP-response-header-section-size(option<u32>),
+            HTTP-response-header-size(field-size-payload), HTTP-response-body-size(option<u64>),
+            HTTP-response-trailer-section-size(option<u32>), HTTP-response-trailer-size(field-size-payload),
+            HTTP-response-transfer-coding(option<string>), HTTP-response-content-coding(option<string>),
+            HTTP-response-timeout, HTTP-upgrade-failed, HTTP-protocol-error, loop-detected, configuration-error,
+            internal-error(option<string>)
+        }
+    }
+    interface outgoing-handler {
+        use types.{outgoing-request, request-options, future-incoming-response, error-code};
+        handle: func(request: outgoing-request, options: option<request-options>)
+            -> result<future-incoming-response, error-code>;
     }
 }
 package evil:host@1.0.0 {
@@ -252,6 +278,27 @@ pub const SLEEP: &str = r#"
         (local.set $pollable (call $subscribe (local.get $nanoseconds)))
         (call $block (local.get $pollable))
         (call $drop (local.get $pollable)))
+;;--"#;
+
+/// A function `$send` that sends a GET request to `https://example.com/`, and does not wait for the answer. It needs
+/// `wasi:http/types` and `wasi:http/outgoing-handler`.
+pub const SEND: &str = r#"
+    (import "wasi:http/types@0.2.0" "[constructor]fields" (func $fields (result i32)))
+    (import "wasi:http/types@0.2.0" "[constructor]outgoing-request" (func $request (param i32) (result i32)))
+    (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-authority"
+        (func $set_authority (param i32 i32 i32 i32) (result i32)))
+    (import "wasi:http/types@0.2.0" "[method]outgoing-request.set-path-with-query"
+        (func $set_path (param i32 i32 i32 i32) (result i32)))
+    (import "wasi:http/outgoing-handler@0.2.0" "handle" (func $handle (param i32 i32 i32 i32)))
+;;--
+    (data (i32.const 256) "example.com/")
+    (func $send
+        (local $new i32)
+        (local.set $new (call $request (call $fields)))
+        (drop (call $set_authority (local.get $new) (i32.const 1) (i32.const 256) (i32.const 11)))
+        (drop (call $set_path (local.get $new) (i32.const 1) (i32.const 267) (i32.const 1)))
+        (call $handle (local.get $new) (i32.const 0) (i32.const 0) (i32.const 4096))
+        (if (i32.load8_u (i32.const 4096)) (then unreachable)))
 ;;--"#;
 
 /// The result of success.
