@@ -1,5 +1,6 @@
 //! Leasing what is due.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use laneway_core::{
     Batch, ClaimRequest, Delivery, DeliveryId, ErrorText, Header, LeaseToken, Message, MessageId, Priority,
     StoreError, Topic,
 };
-use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use sqlx::Row;
+use serde::de::{Deserializer as _, MapAccess, Visitor};
+use sqlx::Row as _;
 
-use super::connection::{Connections, Reader, from_hex, json, millis, now_ms};
-use super::writer::{Durability, Ran, Script, stop};
+use super::connection::{Connections, Reader, json, millis, now_ms};
+use super::native::{Row, Value};
+use super::writer::Durability;
 
 /// Due deliveries of an ordered subscription that a claim looks at, if all that it looked at before had to wait: most may
 /// be of one key.
@@ -117,30 +118,50 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
     Ok(due)
 }
 
-/// Payloads up to this size come with the claim's one answer; larger ones are fetched each by itself.
+/// Payloads up to this size are read as they are claimed; larger ones after that, so that nobody waits for them to write.
 macro_rules! inline_bytes_max {
     () => {
         "16384"
     };
 }
 
-/// A claimed delivery, in the order of the columns that the claim answers.
-#[derive(Deserialize)]
+/// A claimed delivery, as it is in the database.
 struct Claimed {
     id: i64,
     due: i64,
     seq: i64,
     attempt: i64,
     lost: u32,
-    since: Option<u64>,
-    message: Option<String>,
-    topic: Option<String>,
+    since: Duration,
+    message: Option<MessageId>,
+    topic: Option<Topic>,
     key: Option<String>,
     content_type: Option<String>,
     headers: Option<String>,
     tenant: Option<String>,
-    payload: Option<String>,
-    processed: u8,
+    payload: Option<Bytes>,
+    processed: bool,
+}
+
+impl Claimed {
+    fn of(row: &mut Row<'_>) -> Self {
+        Self {
+            id: row.integer(0),
+            due: row.integer(1),
+            seq: row.integer(2),
+            attempt: row.integer(3),
+            lost: u32::try_from(row.integer(4)).unwrap_or_default(),
+            since: Duration::from_millis(u64::try_from(row.integer(5)).unwrap_or_default()),
+            message: row.text(6).map(|id| MessageId::from_stored(id.into())),
+            topic: row.text(7).map(|topic| Topic::from_stored(topic.into())),
+            key: row.text(8).map(Cow::into_owned),
+            content_type: row.text(9).map(Cow::into_owned),
+            headers: row.text(10).map(Cow::into_owned),
+            tenant: row.text(11).map(Cow::into_owned),
+            payload: row.bytes(12).map(Bytes::copy_from_slice),
+            processed: row.integer(13) != 0,
+        }
+    }
 }
 
 /// Leases due deliveries of a priority. Where all that it looks at have to wait for others of their key, it looks on.
@@ -191,8 +212,7 @@ macro_rules! in_work {
 }
 
 async fn in_work(reader: &mut Reader, request: &ClaimRequest) -> Result<u32, StoreError> {
-    let statement = sqlx::query(concat!("-- claim.in_work\n", in_work!()));
-    let statement = statement.bind(request.subscription.0).bind(millis(request.lease));
+    let statement = sqlx::query(IN_WORK).bind(request.subscription.0).bind(millis(request.lease));
     let count: Option<i64> = reader.optional(statement, |row| row.try_get(0)).await?;
     Ok(u32::try_from(count.unwrap_or_default()).unwrap_or(u32::MAX))
 }
@@ -246,6 +266,80 @@ struct Leased {
     again: bool,
 }
 
+const IN_WORK: &str = concat!("-- claim.in_work\n", in_work!());
+
+const LINE_UP: &str = "-- claim.line_up
+    UPDATE laneway_delivery SET parked = 0 WHERE id IN (
+        SELECT l.id FROM laneway_delivery l
+        WHERE l.subscription_id = ? AND l.key IS NOT NULL AND l.parked IS NULL AND l.available_at <= ?
+            AND NOT EXISTS (SELECT 1 FROM laneway_busy_key b
+                WHERE b.subscription_id = l.subscription_id AND b.key = l.key AND b.message_seq = l.message_seq)
+        ORDER BY l.available_at LIMIT 4096)";
+
+const PARK: &str = concat!(
+    "-- claim.park
+    UPDATE laneway_delivery SET parked = 1 WHERE id IN (SELECT d.id FROM (SELECT * ",
+    due!(),
+    ") d WHERE ",
+    blocked!(),
+    ")"
+);
+
+const OCCUPY: &str = concat!(
+    "-- claim.occupy
+    INSERT INTO laneway_busy_key (subscription_id, key, message_seq)
+    SELECT d.subscription_id, d.key, d.message_seq FROM (SELECT * ",
+    due!(),
+    ") d WHERE d.key IS NOT NULL AND NOT (",
+    blocked!(),
+    ") ORDER BY d.message_seq ON CONFLICT (subscription_id, key) DO NOTHING"
+);
+
+/// What is to be leased, in the order of [`Claimed::of`]. With checks switched off a producer may have written bytes where
+/// texts belong, and others: all is read as it comes, so that one such row does not stop the others.
+macro_rules! select {
+    ($processed:expr, $free:expr) => {
+        concat!(
+            "-- claim.select
+            SELECT d.id, d.available_at, d.message_seq, CAST(d.attempt AS INTEGER) + 1 - ",
+            uncounted!(),
+            ", d.lost + (d.lease_token IS NOT NULL),
+                max(0, ? - coalesce(d.waiting_since, CASE WHEN d.attempt > ",
+            uncounted!(),
+            " THEN d.first_attempt_at END)),
+                m.id, m.topic, m.key, m.content_type, nullif(m.headers, '{}'), m.tenant,
+                CASE WHEN length(m.payload) <= ",
+            inline_bytes_max!(),
+            " THEN m.payload END, ",
+            $processed,
+            " FROM (SELECT * ",
+            due!(),
+            ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq WHERE ",
+            $free
+        )
+    };
+}
+
+macro_rules! processed {
+    () => {
+        "EXISTS (SELECT 1 FROM laneway_marker k
+            WHERE k.subscription_id = d.subscription_id AND k.message_id = m.id)"
+    };
+}
+
+/// One by one: a statement for all would keep the numbers of its rows in a table of its own.
+const LEASE: &str = concat!(
+    "-- claim.lease
+    UPDATE laneway_delivery SET lease_token = ?1, parked = NULL, available_at = ?2,
+        attempt = max(attempt, 0) + 1 - ",
+    uncounted!(),
+    ", lost = lost + (lease_token IS NOT NULL),
+        first_attempt_at = CASE WHEN attempt > ",
+    uncounted!(),
+    " THEN first_attempt_at ELSE ?3 END
+    WHERE id = ?4"
+);
+
 async fn lease(
     connections: &Connections,
     request: &ClaimRequest,
@@ -254,147 +348,56 @@ async fn lease(
     limit: u32,
     looked_at: u32,
 ) -> Result<Leased, StoreError> {
-    let bind_due = |script: &mut Script, limit: u32| {
-        script.bind(request.subscription.0)?;
-        script.bind(request.lane.number())?;
-        script.bind(priority)?;
-        script.bind(due.now)?;
-        script.bind(limit)
-    };
-    let mut script = Script::new();
-    if let Some(max) = request.in_work_max {
-        // Another process may have claimed since the look.
-        script.step(concat!(
-            "-- claim.guard\nSELECT ",
-            stop!("w.count"),
-            " FROM (",
-            in_work!(),
-            ") w WHERE w.count > ?"
-        ));
-        script.bind(request.subscription.0)?;
-        script.bind(millis(request.lease))?;
-        script.bind(i64::from(max) - i64::from(limit))?;
-    }
-    let mut parking = None;
-    if request.ordered {
-        // What was delayed and is due takes its place in the line.
-        script.step(
-            "-- claim.line_up
-            UPDATE laneway_delivery SET parked = 0 WHERE id IN (
-                SELECT l.id FROM laneway_delivery l
-                WHERE l.subscription_id = ? AND l.key IS NOT NULL AND l.parked IS NULL AND l.available_at <= ?
-                    AND NOT EXISTS (SELECT 1 FROM laneway_busy_key b
-                        WHERE b.subscription_id = l.subscription_id AND b.key = l.key AND b.message_seq = l.message_seq)
-                ORDER BY l.available_at LIMIT 4096)",
-        );
-        script.bind(request.subscription.0)?;
-        script.bind(due.now)?;
-        parking = Some(script.step(concat!(
-            "-- claim.park
-            UPDATE laneway_delivery SET parked = 1 WHERE id IN (SELECT d.id FROM (SELECT * ",
-            due!(),
-            ") d WHERE ",
-            blocked!(),
-            ")"
-        )));
-        bind_due(&mut script, looked_at)?;
-        script.step(concat!(
-            "-- claim.occupy
-            INSERT INTO laneway_busy_key (subscription_id, key, message_seq)
-            SELECT d.subscription_id, d.key, d.message_seq FROM (SELECT * ",
-            due!(),
-            ") d WHERE d.key IS NOT NULL AND NOT (",
-            blocked!(),
-            ") ORDER BY d.message_seq ON CONFLICT (subscription_id, key) DO NOTHING"
-        ));
-        bind_due(&mut script, limit)?;
-    }
-    // One row for all: each row is a message between threads. With checks switched off a producer may have written bytes
-    // where texts belong, which JSON does not take: they are read as texts, so that one such row does not stop the others.
-    macro_rules! select {
-        ($processed:expr, $free:expr) => {
-            concat!(
-                "-- claim.select
-                SELECT json_group_array(json_array(d.id, d.available_at, d.message_seq,
-                    CAST(d.attempt AS INTEGER) + 1 - ",
-                uncounted!(),
-                ", d.lost + (d.lease_token IS NOT NULL), max(0, ",
-                now_ms!(),
-                " - coalesce(d.waiting_since, CASE WHEN d.attempt > ",
-                uncounted!(),
-                " THEN d.first_attempt_at END)), CAST(m.id AS TEXT), CAST(m.topic AS TEXT),
-                    CAST(m.key AS TEXT), CAST(m.content_type AS TEXT), CAST(nullif(m.headers, '{}') AS TEXT),
-                    CAST(m.tenant AS TEXT),
-                    CASE WHEN length(m.payload) <= ",
-                inline_bytes_max!(),
-                " THEN hex(m.payload) END,
-                    ",
-                $processed,
-                "))
-                FROM (SELECT * ",
-                due!(),
-                ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq WHERE ",
-                $free
-            )
-        };
-    }
-    macro_rules! processed {
-        () => {
-            "EXISTS (SELECT 1 FROM laneway_marker k
-                WHERE k.subscription_id = d.subscription_id AND k.message_id = m.id)"
-        };
-    }
-    script.step(match (request.check_markers, request.ordered) {
-        (true, false) => select!(processed!(), "true"),
-        (false, false) => select!("0", "true"),
-        (true, true) => select!(processed!(), free!()),
-        (false, true) => select!("0", free!()),
-    });
-    bind_due(&mut script, limit)?;
-    macro_rules! lease {
-        ($which:expr) => {
-            concat!(
-                "-- claim.lease
-                UPDATE laneway_delivery SET lease_token = ?, parked = NULL, available_at = ",
-                now_ms!(),
-                " + ?, attempt = max(attempt, 0) + 1 - ",
-                uncounted!(),
-                ", lost = lost + (lease_token IS NOT NULL),
-                    first_attempt_at = CASE WHEN attempt > ",
-                uncounted!(),
-                " THEN first_attempt_at ELSE ",
-                now_ms!(),
-                " END
-                WHERE id IN (",
-                $which,
-                ")"
-            )
-        };
-    }
-    script.step(match request.ordered {
-        false => lease!(concat!("SELECT id ", due!())),
-        true => lease!(concat!("SELECT d.id FROM (SELECT * ", due!(), ") d WHERE ", free!())),
-    });
-    script.bind(due.token.0)?;
-    script.bind(millis(request.lease))?;
-    bind_due(&mut script, limit)?;
-
-    let mut answer = Vec::new();
-    let ran = connections
-        .run(Durability::Buffered, script, |row| {
-            answer = row.try_get(0)?;
-            Ok(())
+    let (job, token, now) = (request.clone(), due.token, due.now);
+    let leased = connections
+        .write(Durability::Buffered, move |native| {
+            let request = job;
+            let due = |limit: u32| -> [Value<'_>; 5] {
+                [
+                    request.subscription.0.into(),
+                    i64::from(request.lane.number()).into(),
+                    priority.into(),
+                    now.into(),
+                    limit.into(),
+                ]
+            };
+            if let Some(max) = request.in_work_max {
+                // Another process may have claimed since the look.
+                let values = [request.subscription.0.into(), millis(request.lease).into()];
+                if native.number(IN_WORK, &values)? > i64::from(max) - i64::from(limit) {
+                    return Ok(None);
+                }
+            }
+            let mut parked = 0;
+            if request.ordered {
+                // What was delayed and is due takes its place in the line.
+                native.run(LINE_UP, &[request.subscription.0.into(), now.into()])?;
+                parked = native.run(PARK, &due(looked_at))?;
+                native.run(OCCUPY, &due(limit))?;
+            }
+            let clock = native.number(concat!("-- claim.now\nSELECT ", now_ms!()), &[])?;
+            let select = match (request.check_markers, request.ordered) {
+                (true, false) => select!(processed!(), "true"),
+                (false, false) => select!("0", "true"),
+                (true, true) => select!(processed!(), free!()),
+                (false, true) => select!("0", free!()),
+            };
+            let mut claimed = Vec::with_capacity(limit.min(4096) as usize);
+            let [subscription, lane, priority, now, limit] = due(limit);
+            native.statement(select)?.each(&[clock.into(), subscription, lane, priority, now, limit], |row| {
+                claimed.push(Claimed::of(row))
+            })?;
+            let mut lease = native.statement(LEASE)?;
+            let until = clock.saturating_add(millis(request.lease));
+            for claimed in &claimed {
+                lease.run(&[token.0.into(), until.into(), clock.into(), claimed.id.into()])?;
+            }
+            Ok(Some((claimed, parked)))
         })
         .await?;
-    let Ran::Committed(done) = ran else {
+    let Some((mut claimed, parked)) = leased else {
         return Err(StoreError::NoRoom);
     };
-    let parked = parking.and_then(|step| done.get(step)).map_or(0, |done| done.rows_affected());
-    // A producer may have got bytes that are no UTF-8 into a key; one such must not stop the others.
-    let answer =
-        String::from_utf8(answer).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    let mut claimed: Vec<Claimed> = serde_json::from_str(&answer)
-        .map_err(|error| StoreError::Other(format!("claimed deliveries are not readable: {error}")))?;
     claimed.sort_by_key(|claimed| (claimed.due, claimed.seq));
     let claimed_any = !claimed.is_empty();
     let deliveries = complete(connections, request, priority, claimed).await?;
@@ -416,10 +419,7 @@ async fn complete(
     let mut deliveries = Vec::with_capacity(claimed.len());
     let mut orphans = Vec::new();
     for claimed in claimed {
-        let payload = match &claimed.payload {
-            Some(hex) => from_hex(hex),
-            None => payloads.remove(&claimed.seq),
-        };
+        let payload = claimed.payload.clone().or_else(|| payloads.remove(&claimed.seq));
         let id = claimed.id;
         match delivery(request, priority, claimed, payload) {
             Some(delivery) => deliveries.push(delivery),
@@ -433,7 +433,7 @@ async fn complete(
 }
 
 /// `None` if the message is gone.
-fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Option<Vec<u8>>) -> Option<Delivery> {
+fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Option<Bytes>) -> Option<Delivery> {
     // One row that breaks the rules of the schema must not stop the others.
     let mut unreadable = None;
     let headers =
@@ -445,11 +445,11 @@ fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Op
         unreadable = Some(ErrorText::new(format!("delivery: its number of attempts is {}", claimed.attempt - 1)));
     }
     let message = Message {
-        id: MessageId::from_stored(claimed.message?),
-        topic: Topic::from_stored(claimed.topic?),
+        id: claimed.message?,
+        topic: claimed.topic?,
         key: claimed.key,
         priority: Priority(i32::try_from(priority).unwrap_or_default()),
-        payload: Bytes::from(payload?),
+        payload: payload?,
         content_type: claimed.content_type?,
         headers,
         tenant: claimed.tenant,
@@ -460,29 +460,31 @@ fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Op
         message,
         attempt: u32::try_from(claimed.attempt).unwrap_or_default(),
         lost: claimed.lost,
-        since_first_attempt: Duration::from_millis(claimed.since.unwrap_or_default()),
-        processed: claimed.processed != 0,
+        since_first_attempt: claimed.since,
+        processed: claimed.processed,
         unreadable,
     })
 }
 
-async fn fetch_payloads(reader: &mut Reader, messages: &[i64]) -> Result<HashMap<i64, Vec<u8>>, StoreError> {
+async fn fetch_payloads(reader: &mut Reader, messages: &[i64]) -> Result<HashMap<i64, Bytes>, StoreError> {
     let query = "-- claim.fetch_payloads
         SELECT m.seq, CAST(m.payload AS BLOB) FROM json_each(?) i CROSS JOIN laneway_message m ON m.seq = i.value";
-    let rows = reader.all(sqlx::query(query).bind(json(messages)?), |row| Ok((row.try_get(0)?, row.try_get(1)?)));
+    let rows = reader.all(sqlx::query(query).bind(json(messages)?), |row| {
+        Ok((row.try_get(0)?, Bytes::from(row.try_get::<Vec<u8>, _>(1)?)))
+    });
     Ok(rows.await?.into_iter().collect())
 }
 
 /// Removes deliveries whose message was taken out from under them, as an INSERT OR REPLACE of a producer does.
 async fn remove_orphans(connections: &Connections, ids: &[i64]) -> Result<(), StoreError> {
     tracing::warn!(deliveries = ids.len(), "messages are gone from the outbox; their deliveries are removed");
-    let mut script = Script::new();
-    script.step(
-        "-- claim.remove_orphans
-        DELETE FROM laneway_delivery WHERE id IN (SELECT value FROM json_each(?))",
-    );
-    script.bind(json(ids)?)?;
-    connections.run(Durability::Buffered, script, |_| Ok(())).await.map(drop)
+    let remove = "-- claim.remove_orphans
+        DELETE FROM laneway_delivery WHERE id IN (SELECT value FROM json_each(?))";
+    let ids = json(ids)?;
+    connections
+        .write(Durability::Buffered, move |native| native.run(remove, &[ids.as_str().into()]).map(Some))
+        .await?;
+    Ok(())
 }
 
 /// Reads a JSON object of strings, in its order. The schema lets nothing else in, unless its checks are switched off.

@@ -178,9 +178,10 @@ pub(super) async fn connect_reader(options: &SqliteOptions) -> Result<SqliteConn
 /// Connects for writing.
 pub(super) async fn connect_writer(options: &SqliteOptions) -> Result<SqliteConnection, StoreError> {
     // After 1,000 pages a commit copies the WAL back: small stalls, and a WAL that a long drain does not grow.
+    // A larger cache costs more than it saves: SQLite walks through all of it whenever it splits a page.
     let writing = common(options)
         .create_if_missing(options.create)
-        .pragma("cache_size", "-65536")
+        .pragma("cache_size", "-8192")
         .pragma("wal_autocheckpoint", "1000")
         .pragma("journal_size_limit", "67108864");
     connect(options, writing).await
@@ -217,23 +218,27 @@ fn common(options: &SqliteOptions) -> SqliteConnectOptions {
 pub(super) fn classify(error: sqlx::Error) -> StoreError {
     match error {
         sqlx::Error::Database(error) => {
-            let code = error.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
-            let text = error.message().to_owned();
-            // The primary result codes of SQLite; the bits above tell more, but not more to us.
-            match code & 0xff {
-                // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL
-                5 | 6 | 7 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
-                // PERM, READONLY, AUTH
-                3 | 8 | 23 => StoreError::Misconfigured(text),
-                // TOOBIG, CONSTRAINT (RAISE of a trigger too)
-                18 | 19 => StoreError::Refused(text),
-                // NOTADB
-                26 => StoreError::NotOurs(text),
-                _ => StoreError::Other(text),
-            }
+            let code = error.code().and_then(|code| code.parse().ok()).unwrap_or_default();
+            classify_code(code, error.message().to_owned())
         }
         sqlx::Error::Io(error) => StoreError::Unavailable(error.to_string()),
         other => StoreError::Other(other.to_string()),
+    }
+}
+
+/// Says what a result code of SQLite means to the caller.
+pub(super) fn classify_code(code: u32, text: String) -> StoreError {
+    // The primary result codes of SQLite; the bits above tell more, but not more to us.
+    match code & 0xff {
+        // BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL
+        5 | 6 | 7 | 10 | 13 | 14 | 15 => StoreError::Unavailable(text),
+        // PERM, READONLY, AUTH
+        3 | 8 | 23 => StoreError::Misconfigured(text),
+        // TOOBIG, CONSTRAINT (RAISE of a trigger too)
+        18 | 19 => StoreError::Refused(text),
+        // NOTADB
+        26 => StoreError::NotOurs(text),
+        _ => StoreError::Other(text),
     }
 }
 
@@ -258,26 +263,4 @@ pub(super) fn to_hex(bytes: &[u8]) -> String {
         text.push(char::from(HEX_DIGITS[usize::from(byte & 15)]));
     }
     text
-}
-
-/// Reads what SQLite's `hex()` wrote; `None` if it is nothing of the kind.
-pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    /// The value of each digit, 255 of what is none.
-    const VALUES: [u8; 256] = {
-        let mut values = [255; 256];
-        let mut value = 0;
-        while value < 16 {
-            values[HEX_DIGITS[value as usize] as usize] = value;
-            value += 1;
-        }
-        values
-    };
-    let mut bytes = Vec::with_capacity(text.len() / 2);
-    let mut all = 0;
-    for pair in text.as_bytes().as_chunks::<2>().0 {
-        let (high, low) = (VALUES[usize::from(pair[0])], VALUES[usize::from(pair[1])]);
-        all |= high | low;
-        bytes.push(high << 4 | low & 15);
-    }
-    (all < 16 && text.len().is_multiple_of(2)).then_some(bytes)
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 use sqlx::Row;
 
 use super::connection::{Connections, Reader, json, millis, now_ms, to_hex};
-use super::writer::{Durability, Ran, Script};
+use super::native::Native;
+use super::writer::Durability;
 
 /// Writes messages in one transaction. Answers also the newest message's number, if any was written.
 pub(super) async fn enqueue(
@@ -17,13 +18,11 @@ pub(super) async fn enqueue(
     if messages.is_empty() {
         return Ok((Vec::new(), None));
     }
-    let mut script = Script::new();
-    let position = insert(&mut script, messages.iter())?;
-    let Ran::Committed(done) = connections.run(Durability::Flushed, script, |_| Ok(())).await? else {
+    let rows = rows(messages.iter())?;
+    let insert = move |native: &mut Native<'_>| insert(native, &rows).map(Some);
+    let Some((written, newest)) = connections.write(Durability::Flushed, insert).await? else {
         return Err(StoreError::Other("messages were neither written nor refused".to_owned()));
     };
-    let written = done.get(position).map_or(0, |insert| insert.rows_affected());
-    let newest = newest(&done, Some(position));
 
     let mut fresh = match usize::try_from(written) {
         Ok(count) if count == messages.len() => None,
@@ -40,12 +39,6 @@ pub(super) async fn enqueue(
     Ok((enqueued, newest))
 }
 
-/// Number of the last message that the statement at this position of a script wrote.
-pub(super) fn newest(done: &[sqlx::sqlite::SqliteQueryResult], position: Option<usize>) -> Option<i64> {
-    let insert = done.get(position?)?;
-    (insert.rows_affected() > 0).then(|| insert.last_insert_rowid())
-}
-
 /// A message as the insert reads it.
 #[derive(Serialize)]
 struct MessageRow<'a>(
@@ -60,11 +53,27 @@ struct MessageRow<'a>(
     String,
 );
 
-/// Adds the statement that writes messages, but for those whose id is taken. Answers its position.
-pub(super) fn insert<'a>(
-    script: &mut Script,
-    messages: impl Iterator<Item = &'a NewMessage>,
-) -> Result<usize, StoreError> {
+/// Writes messages, but for those whose id is taken. Answers how many, and the number of the last one, if any was written.
+pub(super) fn insert(native: &mut Native<'_>, rows: &str) -> Result<(u64, Option<i64>), StoreError> {
+    // All in one statement: of one for each, SQLite would get ready to undo each, as the triggers may refuse it.
+    // Without WHERE the parser takes ON for the join's.
+    let insert = concat!(
+        "-- enqueue.insert
+        INSERT INTO laneway_message
+            (id, topic, key, priority, content_type, headers, tenant, available_at, payload)
+        SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, coalesce(value ->> 5, '{}'),
+            value ->> 6, value ->> 7 + ",
+        now_ms!(),
+        ", unhex(value ->> 8)
+        FROM json_each(?) WHERE true
+        ON CONFLICT (id) DO NOTHING"
+    );
+    let written = native.run(insert, &[rows.into()])?;
+    Ok((written, (written > 0).then(|| native.last_insert_rowid())))
+}
+
+/// Messages as the insert reads them.
+pub(super) fn rows<'a>(messages: impl Iterator<Item = &'a NewMessage>) -> Result<String, StoreError> {
     let rows = messages
         .map(|message| {
             Ok(MessageRow(
@@ -80,20 +89,7 @@ pub(super) fn insert<'a>(
             ))
         })
         .collect::<Result<Vec<_>, StoreError>>()?;
-    // Without WHERE the parser takes ON for the join's.
-    let position = script.step(concat!(
-        "-- enqueue.insert
-        INSERT INTO laneway_message
-            (id, topic, key, priority, content_type, headers, tenant, available_at, payload)
-        SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, coalesce(value ->> 5, '{}'),
-            value ->> 6, value ->> 7 + ",
-        now_ms!(),
-        ", unhex(value ->> 8)
-        FROM json_each(?) WHERE true
-        ON CONFLICT (id) DO NOTHING"
-    ));
-    script.bind(json(&rows)?)?;
-    Ok(position)
+    json(&rows)
 }
 
 /// The ids of a transaction that wrote this many messages, the newest of them last: nobody else wrote meanwhile.

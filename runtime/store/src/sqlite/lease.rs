@@ -1,52 +1,40 @@
 //! Leases in hand, and when the next delivery becomes due.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use laneway_core::{DeliveryId, Held, LeaseToken, Renewal, StoreError, SubscriptionId};
 use sqlx::Row;
 
-use super::connection::{Connections, Reader, json, millis, now_ms};
-use super::writer::{Durability, Script};
+use super::connection::{Connections, Reader, millis, now_ms};
+use super::writer::Durability;
 
 /// Renews leases. Answers the deliveries whose lease no longer held.
 pub(super) async fn renew(
     connections: &Connections,
     renewals: &[Renewal],
 ) -> Result<Vec<(LeaseToken, DeliveryId)>, StoreError> {
-    let mut lost = Vec::new();
     if renewals.iter().all(|renewal| renewal.deliveries.is_empty()) {
-        return Ok(lost);
+        return Ok(Vec::new());
     }
-    let mut transaction = connections.begin(Durability::Buffered).await?;
-    for renewal in renewals {
-        let ids = json(&renewal.deliveries)?;
-        let query = concat!(
+    let renewals = renewals.to_vec();
+    let lost = connections.write(Durability::Buffered, move |native| {
+        let now = native.number(concat!("-- lease.now\nSELECT ", now_ms!()), &[])?;
+        let mut renew = native.statement(
             "-- lease.renew
-            UPDATE laneway_delivery SET available_at = ",
-            now_ms!(),
-            " + ?1
-            WHERE lease_token = ?2 AND id IN (SELECT value FROM json_each(?3))"
-        );
-        let statement = sqlx::query(query).bind(millis(renewal.lease)).bind(renewal.token.0).bind(ids.as_str());
-        let renewed = transaction.execute(statement).await?.rows_affected();
-        if usize::try_from(renewed).is_ok_and(|renewed| renewed == renewal.deliveries.len()) {
-            continue;
+            UPDATE laneway_delivery SET available_at = ? WHERE id = ? AND lease_token = ?",
+        )?;
+        let mut lost = Vec::new();
+        for renewal in renewals {
+            let until = now.saturating_add(millis(renewal.lease));
+            for delivery in renewal.deliveries {
+                if renew.run(&[until.into(), delivery.0.into(), renewal.token.0.into()])? == 0 {
+                    lost.push((renewal.token, delivery));
+                }
+            }
         }
-        let query = "-- lease.held
-            SELECT id FROM laneway_delivery WHERE lease_token = ? AND id IN (SELECT value FROM json_each(?))";
-        let mut held: HashSet<i64> = HashSet::new();
-        transaction
-            .each(sqlx::query(query).bind(renewal.token.0).bind(ids), |row| {
-                held.insert(row.try_get(0)?);
-                Ok(())
-            })
-            .await?;
-        let gone = renewal.deliveries.iter().filter(|delivery| !held.contains(&delivery.0));
-        lost.extend(gone.map(|&delivery| (renewal.token, delivery)));
-    }
-    transaction.commit().await?;
-    Ok(lost)
+        Ok(Some(lost))
+    });
+    Ok(lost.await?.unwrap_or_default())
 }
 
 /// Notes that deliveries begin, all in one transaction. Answers those whose lease no longer held.
@@ -54,26 +42,22 @@ pub(super) async fn begin(connections: &Connections, deliveries: &[Held]) -> Res
     if deliveries.is_empty() {
         return Ok(Vec::new());
     }
-    let pairs: Vec<[i64; 2]> = deliveries.iter().map(|held| [held.delivery.0, held.token.0]).collect();
-    let mut script = Script::new();
-    script.step(
-        "-- lease.begin
-        UPDATE laneway_delivery AS d SET begun_token = d.lease_token
-        FROM (SELECT value ->> 0 AS id, value ->> 1 AS token FROM json_each(?)) b
-        WHERE d.id = b.id AND d.lease_token = b.token
-        RETURNING id, lease_token",
-    );
-    script.bind(json(&pairs)?)?;
-    // A delivery may be asked for under several tokens, of which one holds at most.
-    let mut begun: HashSet<(i64, i64)> = HashSet::new();
+    let deliveries = deliveries.to_vec();
     // What may end the machine must be known after a loss of power too.
-    connections
-        .run(Durability::Flushed, script, |row| {
-            begun.insert((row.try_get(0)?, row.try_get(1)?));
-            Ok(())
-        })
-        .await?;
-    Ok(deliveries.iter().filter(|held| !begun.contains(&(held.delivery.0, held.token.0))).copied().collect())
+    let lost = connections.write(Durability::Flushed, move |native| {
+        let mut begin = native.statement(
+            "-- lease.begin
+            UPDATE laneway_delivery SET begun_token = lease_token WHERE id = ? AND lease_token = ?",
+        )?;
+        let mut lost = Vec::new();
+        for held in deliveries {
+            if begin.run(&[held.delivery.0.into(), held.token.0.into()])? == 0 {
+                lost.push(held);
+            }
+        }
+        Ok(Some(lost))
+    });
+    Ok(lost.await?.unwrap_or_default())
 }
 
 /// Time until the earliest delivery that is not yet due becomes so.

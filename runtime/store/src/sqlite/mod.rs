@@ -14,6 +14,7 @@ mod health;
 mod identity;
 mod lease;
 mod maintain;
+mod native;
 mod node;
 mod plugins;
 mod references;

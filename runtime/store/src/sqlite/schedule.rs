@@ -5,13 +5,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use laneway_core::{
-    Declared, Name, NewMessage, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, StoreError,
+    Declared, MessageId, Name, NewMessage, RunOutcome, SchedulePosition, ScheduleRunView, ScheduleRuns, StoreError,
 };
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::connection::{Connections, classify, millis, now_ms};
-use super::writer::{Durability, Ran, Script};
+use super::writer::{Durability, Script};
 use super::{SqliteStore, enqueue};
 
 fn timestamp(millis: i64) -> Result<Timestamp, sqlx::Error> {
@@ -61,33 +61,37 @@ impl ScheduleRuns for SqliteStore {
         node: &Name,
         message: Option<&NewMessage>,
     ) -> Result<bool, StoreError> {
-        let mut script = Script::new();
-        script.step(concat!(
+        let begin = concat!(
             "-- schedule.begin
             INSERT INTO laneway_schedule_run (schedule, fire_at, node, started_at, ended_at, outcome, detail)
-            SELECT ?, ?, ?, c.now, CASE WHEN m.id IS NOT NULL THEN c.now END,
+            SELECT ?1, ?2, ?3, c.now, CASE WHEN m.id IS NOT NULL THEN c.now END,
                 CASE WHEN m.id IS NOT NULL THEN 'done' END, 'message ' || m.id
             FROM (SELECT ",
             now_ms!(),
-            " AS now) c, (SELECT ? AS id) m, (SELECT ? AS rule) r
-            WHERE r.rule IS NULL OR EXISTS (SELECT 1 FROM laneway_schedule s WHERE s.name = ? AND s.rule = r.rule)
+            " AS now) c, (SELECT ?4 AS id) m, (SELECT ?5 AS rule) r
+            WHERE r.rule IS NULL OR EXISTS (SELECT 1 FROM laneway_schedule s WHERE s.name = ?1 AND s.rule = r.rule)
             ON CONFLICT (schedule, fire_at) DO NOTHING"
-        ));
-        script.bind(schedule.as_str())?;
-        script.bind(fire_at.as_millisecond())?;
-        script.bind(node.as_str())?;
-        script.bind(message.map(|message| message.id.as_str()))?;
-        script.bind(rule)?;
-        script.bind(schedule.as_str())?;
-        script.guard_count(1)?;
-        let position = message.map(|message| enqueue::insert(&mut script, [message].into_iter())).transpose()?;
-        match self.connections().run(Durability::Flushed, script, |_| Ok(())).await? {
-            Ran::Committed(done) => {
-                self.0.wakes.committed(enqueue::newest(&done, position));
-                Ok(true)
+        );
+        let (schedule, node, rule) = (schedule.clone(), node.clone(), rule.map(str::to_owned));
+        let id = message.map(|message| message.id.clone());
+        let rows = message.map(|message| enqueue::rows([message].into_iter())).transpose()?;
+        let begun = self.connections().write(Durability::Flushed, move |native| {
+            let values = [
+                schedule.as_str().into(),
+                fire_at.as_millisecond().into(),
+                node.as_str().into(),
+                id.as_ref().map(MessageId::as_str).into(),
+                rule.as_deref().into(),
+            ];
+            if native.run(begin, &values)? == 0 {
+                return Ok(None);
             }
-            Ran::Stopped => Ok(false),
-        }
+            let newest = rows.map(|rows| enqueue::insert(native, &rows)).transpose()?;
+            Ok(Some(newest.and_then(|(_, newest)| newest)))
+        });
+        let Some(newest) = begun.await? else { return Ok(false) };
+        self.0.wakes.committed(newest);
+        Ok(true)
     }
 
     async fn end_run(

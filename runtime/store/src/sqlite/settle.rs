@@ -1,16 +1,17 @@
 //! The end of attempts: one transaction a group, with everything that the attempts wrote.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock};
 
 use laneway_core::{
-    KeyChange, Name, SettleReport, Settlement, StateChanges, StateConflict, StoreError, Verdict, state_changes,
+    DeliveryId, KeyChange, LeaseToken, MessageId, Name, SettleReport, Settlement, StateChanges, StateConflict,
+    StoreError, Verdict, state_changes,
 };
-use serde_json::{Value, json};
 use sqlx::Row;
 
 use super::connection::{Connections, Reader, json, millis, now_ms};
-use super::writer::{Durability, Ran, Script};
+use super::native::{Native, Value};
+use super::writer::Durability;
 use super::{enqueue, state};
 
 /// Times that a group is looked at again: each is a change of another writer just between the look and the commit.
@@ -30,8 +31,8 @@ struct Obstacles {
 /// Settles a group. Answers also the newest emitted message's number, if any was written.
 ///
 /// Nearly always every lease holds, no marker is there and no state has changed, so that is taken for granted, and
-/// guards in the script hold it to be so. If one did not, nothing has happened; then a look tells what to leave out,
-/// and the script of the rest holds that to be so.
+/// the transaction is rolled back where it finds otherwise. Then nothing has happened; a look tells what to leave out, and
+/// the transaction of the rest holds that to be so.
 pub(super) async fn settle(
     connections: &Connections,
     group: &[Settlement],
@@ -47,16 +48,17 @@ pub(super) async fn settle(
             let Obstacles { lost, duplicates, .. } = obstacles;
             return Ok((SettleReport::Conflict(StateConflict { lost, duplicates, stale }), None));
         }
-        let (script, emits) = parts.script(&changes)?;
-        if script.is_empty() {
-            return Ok((SettleReport::Committed { lost: lost.clone(), duplicates: duplicates.clone() }, None));
-        }
-        match connections.run(Durability::Flushed, script, |_| Ok(())).await? {
-            Ran::Committed(done) => {
-                let report = SettleReport::Committed { lost: lost.clone(), duplicates: duplicates.clone() };
-                return Ok((report, enqueue::newest(&done, emits)));
+        let work = parts.work(changes)?;
+        let newest = match work.is_empty() {
+            true => Some(None),
+            false => connections.write(Durability::Flushed, move |native| work.run(native)).await?,
+        };
+        match newest {
+            Some(newest) => {
+                let Obstacles { lost, duplicates, .. } = obstacles;
+                return Ok((SettleReport::Committed { lost, duplicates }, newest));
             }
-            Ran::Stopped => obstacles = look(&mut connections.reader().await?, group).await?,
+            None => obstacles = look(&mut connections.reader().await?, group).await?,
         }
     }
     Err(StoreError::Unavailable("other writers kept changing what was to be settled".to_owned()))
@@ -111,165 +113,197 @@ impl<'a> Parts<'a> {
         parts
     }
 
-    /// The script of all of it, and the position of the statement that writes emitted messages.
-    fn script(&self, changes: &StateChanges) -> Result<(Script, Option<usize>), StoreError> {
-        let mut script = Script::new();
-        // Token before effects: a stale worker must lose here.
-        copy_dead(&mut script, &self.dead)?;
-        remove(&mut script, self.complete.iter().chain(&self.dead))?;
-        retry(&mut script, &self.retry)?;
-        mark(&mut script, &self.mark)?;
-        let expecting: Vec<&KeyChange> = changes.keys.iter().filter(|change| change.expected.is_some()).collect();
-        state::guard(&mut script, &expecting)?;
-        state::write(&mut script, &changes.keys)?;
+    /// All of it, to be done on another thread.
+    fn work(&self, changes: StateChanges) -> Result<Work, StoreError> {
+        let ended = self.complete.iter().chain(&self.dead);
+        let mut removed: Vec<_> = ended.map(|settlement| (settlement.token, settlement.delivery)).collect();
+        // In the order of the rows, so that neighbours are removed together.
+        removed.sort_unstable();
+        let mut marks: Vec<_> = self.mark.iter().map(|settlement| Mark::of(settlement)).collect();
+        marks.sort_unstable();
+        let verdict = |settlement: &&Settlement| {
+            (settlement.delivery, settlement.token, settlement.message.clone(), settlement.verdict.clone())
+        };
         let completed =
             || self.happening.iter().filter(|settled| matches!(settled.verdict, Verdict::Complete { .. }));
-        state::add(&mut script, completed().flat_map(|settlement| &settlement.adds))?;
-        let emits = match completed().any(|settlement| !settlement.emits.is_empty()) {
-            true => Some(enqueue::insert(&mut script, completed().flat_map(|settlement| &settlement.emits))?),
-            false => None,
-        };
-        Ok((script, emits))
-    }
-}
-
-/// Deliveries by the lease that they were run under, as JSON.
-fn by_token<'a>(settlements: impl Iterator<Item = &'a &'a Settlement>) -> Result<(String, usize), StoreError> {
-    let mut tokens: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-    let mut count = 0;
-    for settlement in settlements {
-        tokens.entry(settlement.token.0).or_default().push(settlement.delivery.0);
-        count += 1;
-    }
-    Ok((json(&tokens)?, count))
-}
-
-fn remove<'a>(
-    script: &mut Script,
-    settlements: impl Iterator<Item = &'a &'a Settlement>,
-) -> Result<(), StoreError> {
-    let (tokens, count) = by_token(settlements)?;
-    if count == 0 {
-        return Ok(());
-    }
-    script.step(
-        "-- settle.remove
-        DELETE FROM laneway_delivery WHERE id IN (
-            SELECT d.id FROM json_each(?) t CROSS JOIN json_each(t.value) i CROSS JOIN laneway_delivery d
-            WHERE d.id = i.value AND d.lease_token = CAST(t.key AS INTEGER)
-        )",
-    );
-    script.bind(tokens)?;
-    script.guard_count(count)
-}
-
-fn mark(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreError> {
-    if settlements.is_empty() {
-        return Ok(());
-    }
-    /// Most markers say no more than that, and go as their ids alone.
-    #[derive(serde::Serialize)]
-    #[serde(untagged)]
-    enum Mark<'a> {
-        Plain(&'a str),
-        Annotated(&'a str, &'a str),
-    }
-    let mut messages: BTreeMap<i32, Vec<Mark<'_>>> = BTreeMap::new();
-    for settlement in settlements {
-        let message = settlement.message.as_str();
-        messages.entry(settlement.subscription.0).or_default().push(match &settlement.metadata {
-            None => Mark::Plain(message),
-            Some(metadata) => Mark::Annotated(message, metadata.as_str()),
-        });
-    }
-    // Without WHERE the parser takes ON for the join's.
-    script.step(concat!(
-        "-- settle.mark
-        INSERT INTO laneway_marker (subscription_id, message_id, metadata, processed_at)
-        SELECT CAST(s.key AS INTEGER), iif(m.type = 'array', m.value ->> 0, m.value),
-            iif(m.type = 'array', m.value ->> 1, NULL), ",
-        now_ms!(),
-        "
-        FROM json_each(?) s CROSS JOIN json_each(s.value) m WHERE true
-        ON CONFLICT (subscription_id, message_id) DO NOTHING"
-    ));
-    script.bind(json(&messages)?)?;
-    script.guard_count(settlements.len())
-}
-
-fn retry(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreError> {
-    if settlements.is_empty() {
-        return Ok(());
-    }
-    let rows: Vec<Value> = settlements
-        .iter()
-        .filter_map(|settlement| match &settlement.verdict {
-            Verdict::Retry { delay, counted, error } => Some(json!([
-                settlement.delivery.0,
-                settlement.token.0,
-                millis(*delay),
-                counted,
-                error.as_ref().map(laneway_core::ErrorText::as_str),
-            ])),
-            Verdict::Complete { .. } | Verdict::DeadLetter { .. } => None,
+        let emits: Vec<_> = completed().flat_map(|settlement| &settlement.emits).collect();
+        Ok(Work {
+            dead: self.dead.iter().map(verdict).collect(),
+            removed,
+            retries: self.retry.iter().map(verdict).collect(),
+            marks,
+            keys: changes.keys,
+            sums: state::sums(completed().flat_map(|settlement| &settlement.adds)),
+            emits: if emits.is_empty() { None } else { Some(enqueue::rows(emits.into_iter())?) },
         })
-        .collect();
+    }
+}
+
+/// A marker to be written.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Mark {
+    subscription: i32,
+    message: MessageId,
+    metadata: Option<String>,
+}
+
+impl Mark {
+    fn of(settlement: &Settlement) -> Self {
+        Self {
+            subscription: settlement.subscription.0,
+            message: settlement.message.clone(),
+            metadata: settlement.metadata.as_ref().map(|metadata| metadata.as_str().to_owned()),
+        }
+    }
+}
+
+type Ruled = (DeliveryId, LeaseToken, MessageId, Verdict);
+
+/// What a transaction does.
+struct Work {
+    dead: Vec<Ruled>,
+    removed: Vec<(LeaseToken, DeliveryId)>,
+    retries: Vec<Ruled>,
+    marks: Vec<Mark>,
+    keys: Vec<KeyChange>,
+    sums: state::Sums,
+    /// Messages, as the insert reads them.
+    emits: Option<String>,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.removed.is_empty()
+            && self.retries.is_empty()
+            && self.marks.is_empty()
+            && self.keys.is_empty()
+            && self.sums.is_empty()
+            && self.emits.is_none()
+    }
+
+    /// Does it all. Answers the newest emitted message's number, if any was written; `None` where something stands in the
+    /// way.
+    fn run(self, native: &mut Native<'_>) -> Result<Option<Option<i64>>, StoreError> {
+        let now = native.number(concat!("-- settle.now\nSELECT ", now_ms!()), &[])?;
+        // Token before effects: a stale worker must lose here.
+        let held = copy_dead(native, &self.dead, now)?
+            && remove(native, &self.removed)?
+            && retry(native, &self.retries, now)?
+            && mark(native, &self.marks, now)?
+            && state::is_as_read(native, &self.keys)?;
+        if !held {
+            return Ok(None);
+        }
+        state::write(native, &self.keys)?;
+        state::add(native, &self.sums)?;
+        let newest = match self.emits {
+            Some(rows) => enqueue::insert(native, &rows)?.1,
+            None => None,
+        };
+        Ok(Some(newest))
+    }
+}
+
+/// Rows that one statement takes. Each run of one that removes deliveries costs as much again as the row itself: as they
+/// have a trigger, SQLite gets ready to undo it.
+const TOGETHER: usize = 64;
+
+static REMOVE_TOGETHER: LazyLock<String> = LazyLock::new(|| {
+    let ids = vec!["?"; TOGETHER].join(", ");
+    format!("-- settle.remove_together\nDELETE FROM laneway_delivery WHERE lease_token = ? AND id IN ({ids})")
+});
+
+/// Removes deliveries; they are sorted. Answers whether all were held.
+fn remove(native: &mut Native<'_>, rows: &[(LeaseToken, DeliveryId)]) -> Result<bool, StoreError> {
+    let mut removed = 0;
+    for of_token in rows.chunk_by(|(one, _), (other, _)| one == other) {
+        let (together, rest) = of_token.as_chunks::<TOGETHER>();
+        for rows in together {
+            let token = std::iter::once(rows[0].0.0);
+            let values: Vec<_> = token.chain(rows.iter().map(|(_, id)| id.0)).map(Value::Integer).collect();
+            removed += native.run(&REMOVE_TOGETHER, &values)?;
+        }
+        for (token, delivery) in rest {
+            let remove = "-- settle.remove
+                DELETE FROM laneway_delivery WHERE id = ? AND lease_token = ?";
+            removed += native.run(remove, &[delivery.0.into(), token.0.into()])?;
+        }
+    }
+    Ok(removed == rows.len() as u64)
+}
+
+const MARK: &str = "-- settle.mark
+    INSERT INTO laneway_marker (subscription_id, message_id, metadata, processed_at) VALUES (?, ?, ?, ?)
+    ON CONFLICT (subscription_id, message_id) DO NOTHING";
+
+/// Writes markers; they are sorted. Answers whether none was there before.
+fn mark(native: &mut Native<'_>, rows: &[Mark], now: i64) -> Result<bool, StoreError> {
+    let mut mark = native.statement(MARK)?;
+    for row in rows {
+        let values =
+            [row.subscription.into(), row.message.as_str().into(), row.metadata.as_deref().into(), now.into()];
+        if mark.run(&values)? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Puts deliveries back. Answers whether all were held.
+fn retry(native: &mut Native<'_>, rows: &[Ruled], now: i64) -> Result<bool, StoreError> {
     // An attempt that does not count leaves no trace, unless it says why it failed: the first that ran starts the clock,
     // which for those that do not count is one of their own. An answer that counts settles what leases were lost before.
-    script.step(concat!(
+    let mut retry = native.statement(
         "-- settle.retry
-        UPDATE laneway_delivery AS d SET
-            available_at = ",
-        now_ms!(),
-        " + r.delay,
+        UPDATE laneway_delivery SET
+            available_at = ?3,
             lease_token = NULL,
-            attempt = CASE WHEN r.counted THEN d.attempt ELSE max(d.attempt - 1, 0) END,
-            first_attempt_at = CASE WHEN r.counted OR d.attempt > 1 THEN d.first_attempt_at END,
-            waiting_since = CASE WHEN r.counted OR r.error IS NULL THEN d.waiting_since
-                ELSE coalesce(d.waiting_since, d.first_attempt_at) END,
-            last_error = CASE WHEN r.counted THEN r.error ELSE coalesce(r.error, d.last_error) END,
-            lost = CASE WHEN r.counted THEN 0 ELSE d.lost END
-        FROM (SELECT value ->> 0 AS id, value ->> 1 AS token, value ->> 2 AS delay, value ->> 3 AS counted,
-            value ->> 4 AS error FROM json_each(?)) r
-        WHERE d.id = r.id AND d.lease_token = r.token"
-    ));
-    script.bind(json(&rows)?)?;
-    script.guard_count(settlements.len())
+            attempt = CASE WHEN ?4 THEN attempt ELSE max(attempt - 1, 0) END,
+            first_attempt_at = CASE WHEN ?4 OR attempt > 1 THEN first_attempt_at END,
+            waiting_since = CASE WHEN ?4 OR ?5 IS NULL THEN waiting_since
+                ELSE coalesce(waiting_since, first_attempt_at) END,
+            last_error = CASE WHEN ?4 THEN ?5 ELSE coalesce(?5, last_error) END,
+            lost = CASE WHEN ?4 THEN 0 ELSE lost END
+        WHERE id = ?1 AND lease_token = ?2",
+    )?;
+    for (delivery, token, _, verdict) in rows {
+        let Verdict::Retry { delay, counted, error } = verdict else { continue };
+        let due = now.saturating_add(millis(*delay));
+        let error = error.as_ref().map(laneway_core::ErrorText::as_str);
+        if retry.run(&[delivery.0.into(), token.0.into(), due.into(), (*counted).into(), error.into()])? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
-fn copy_dead(script: &mut Script, settlements: &[&Settlement]) -> Result<(), StoreError> {
-    if settlements.is_empty() {
-        return Ok(());
-    }
-    let rows: Vec<Value> = settlements
-        .iter()
-        .filter_map(|settlement| match &settlement.verdict {
-            Verdict::DeadLetter { reason, error, plugin } => Some(json!([
-                settlement.delivery.0,
-                settlement.token.0,
-                reason.as_str(),
-                error.as_str(),
-                plugin.as_ref().map(laneway_core::PluginDigest::as_str),
-                settlement.message.as_str(),
-                i32::from(!settlement.verdict.is_counted()),
-            ])),
-            Verdict::Complete { .. } | Verdict::Retry { .. } => None,
-        })
-        .collect();
-    script.step(concat!(
+/// Writes dead letters. Answers whether all deliveries were held.
+fn copy_dead(native: &mut Native<'_>, rows: &[Ruled], now: i64) -> Result<bool, StoreError> {
+    let mut copy = native.statement(
         "-- settle.copy_dead
         INSERT INTO laneway_dead_letter (message_seq, message_id, subscription_id, lane, priority, reason, error,
             attempts, first_attempt_at, failed_at, plugin)
-        SELECT d.message_seq, e.value ->> 5, d.subscription_id, d.lane, d.priority, e.value ->> 2, e.value ->> 3,
-            max(d.attempt - (e.value ->> 6), 0),
-            CASE WHEN d.attempt > (e.value ->> 6) THEN d.first_attempt_at ELSE d.waiting_since END, ",
-        now_ms!(),
-        ", e.value ->> 4
-        FROM json_each(?) e CROSS JOIN laneway_delivery d
-        WHERE d.id = e.value ->> 0 AND d.lease_token = e.value ->> 1"
-    ));
-    script.bind(json(&rows)?)?;
-    script.guard_count(settlements.len())
+        SELECT message_seq, ?3, subscription_id, lane, priority, ?4, ?5, max(attempt - ?7, 0),
+            CASE WHEN attempt > ?7 THEN first_attempt_at ELSE waiting_since END, ?8, ?6
+        FROM laneway_delivery WHERE id = ?1 AND lease_token = ?2",
+    )?;
+    for (delivery, token, message, verdict) in rows {
+        let Verdict::DeadLetter { reason, error, plugin } = verdict else { continue };
+        let values = [
+            delivery.0.into(),
+            token.0.into(),
+            message.as_str().into(),
+            reason.as_str().into(),
+            error.as_str().into(),
+            plugin.as_ref().map(laneway_core::PluginDigest::as_str).into(),
+            (!verdict.is_counted()).into(),
+            now.into(),
+        ];
+        if copy.run(&values)? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Positions whose lease does not hold.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use laneway_core::{CounterAdd, KeyChange, Name, StateEntry, StateVersion, StoreError};
 use sqlx::Row;
 
-use super::connection::{Reader, json, to_hex};
-use super::writer::{Script, stop};
+use super::connection::{Reader, json};
+use super::native::Native;
 
 /// Reads a key.
 pub(super) async fn state(
@@ -46,21 +46,22 @@ fn expectations(changes: &[&KeyChange]) -> Result<String, StoreError> {
     json(&rows)
 }
 
-macro_rules! unexpected {
-    () => {
-        "FROM json_each(?) e
-        LEFT JOIN laneway_state s ON s.namespace = e.value ->> 0 AND s.key = e.value ->> 1
-        WHERE s.version IS NOT e.value ->> 2"
-    };
-}
-
-/// Stops the script unless keys have the versions that were read.
-pub(super) fn guard(script: &mut Script, expecting: &[&KeyChange]) -> Result<(), StoreError> {
-    if expecting.is_empty() {
-        return Ok(());
+/// Whether keys have the versions that were read.
+pub(super) fn is_as_read(native: &mut Native<'_>, keys: &[KeyChange]) -> Result<bool, StoreError> {
+    let mut version = native.statement(
+        "-- state.version
+        SELECT version FROM laneway_state WHERE namespace = ? AND key = ?",
+    )?;
+    for change in keys {
+        let Some(expected) = change.expected else { continue };
+        let mut found = None;
+        let values = [change.namespace.as_str().into(), (&*change.key).into()];
+        version.each(&values, |row| found = Some(StateVersion(row.integer(0))))?;
+        if found != expected {
+            return Ok(false);
+        }
     }
-    script.step(concat!("-- state.guard\nSELECT ", stop!("e.key"), " ", unexpected!()));
-    script.bind(expectations(expecting)?)
+    Ok(true)
 }
 
 /// Keys that do not have the version that was read.
@@ -69,7 +70,10 @@ pub(super) async fn find_stale(
     keys: &[KeyChange],
 ) -> Result<Vec<(Name, Arc<str>)>, StoreError> {
     let expecting: Vec<&KeyChange> = keys.iter().filter(|change| change.expected.is_some()).collect();
-    let query = concat!("-- state.find_stale\nSELECT e.key ", unexpected!());
+    let query = "-- state.find_stale
+        SELECT e.key FROM json_each(?) e
+        LEFT JOIN laneway_state s ON s.namespace = e.value ->> 0 AND s.key = e.value ->> 1
+        WHERE s.version IS NOT e.value ->> 2";
     let statement = sqlx::query(query).bind(expectations(&expecting)?);
     let positions = reader.all(statement, |row| row.try_get::<i64, _>(0)).await?;
     let stale = positions.into_iter().filter_map(|position| expecting.get(usize::try_from(position).ok()?));
@@ -77,62 +81,54 @@ pub(super) async fn find_stale(
 }
 
 /// Writes and deletes keys.
-pub(super) fn write(script: &mut Script, keys: &[KeyChange]) -> Result<(), StoreError> {
-    let mut puts: Vec<(&str, &str, String, i64)> = Vec::new();
-    let mut deletes: Vec<(&str, &str)> = Vec::new();
+pub(super) fn write(native: &mut Native<'_>, keys: &[KeyChange]) -> Result<(), StoreError> {
     for change in keys {
+        let (namespace, key) = (change.namespace.as_str().into(), (&*change.key).into());
         match &change.write {
             Some((version, Some(value))) => {
-                puts.push((change.namespace.as_str(), &change.key, to_hex(value), version.0));
+                let put = "-- state.put
+                    INSERT INTO laneway_state (namespace, key, value, version) VALUES (?, ?, ?, ?)
+                    ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, version = excluded.version";
+                native.run(put, &[namespace, key, (&**value).into(), version.0.into()])?;
             }
-            Some((_, None)) => deletes.push((change.namespace.as_str(), &change.key)),
+            Some((_, None)) => {
+                let delete = "-- state.delete
+                    DELETE FROM laneway_state WHERE namespace = ? AND key = ?";
+                native.run(delete, &[namespace, key])?;
+            }
             None => {}
         }
-    }
-    if !puts.is_empty() {
-        // Without WHERE the parser takes ON for the join's.
-        script.step(
-            "-- state.put
-            INSERT INTO laneway_state (namespace, key, value, version)
-            SELECT value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3 FROM json_each(?) WHERE true
-            ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, version = excluded.version",
-        );
-        script.bind(json(&puts)?)?;
-    }
-    if !deletes.is_empty() {
-        script.step(
-            "-- state.delete
-            DELETE FROM laneway_state WHERE (namespace, key) IN
-                (SELECT e.value ->> 0, e.value ->> 1 FROM json_each(?) e)",
-        );
-        script.bind(json(&deletes)?)?;
     }
     Ok(())
 }
 
-/// Adds to counters, each once.
-pub(super) fn add<'a>(script: &mut Script, adds: impl Iterator<Item = &'a CounterAdd>) -> Result<(), StoreError> {
-    let mut sums: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+/// What is added to each counter.
+pub(super) type Sums = BTreeMap<(Name, Arc<str>), i64>;
+
+pub(super) fn sums<'a>(adds: impl Iterator<Item = &'a CounterAdd>) -> Sums {
+    let mut sums = Sums::new();
     for add in adds {
-        let sum = sums.entry((add.namespace.as_str(), &add.key)).or_default();
+        let sum = sums.entry((add.namespace.clone(), add.key.clone())).or_default();
         *sum = sum.wrapping_add(add.delta);
     }
-    if sums.is_empty() {
-        return Ok(());
-    }
+    sums
+}
+
+/// Adds to counters, each once.
+pub(super) fn add(native: &mut Native<'_>, sums: &Sums) -> Result<(), StoreError> {
     // A sum that leaves 64 bits turns real in SQLite. Then both have the same sign, and each is moved by half of the
     // range before they are added.
-    script.step(
+    let mut add = native.statement(
         "-- state.add
-        INSERT INTO laneway_counter (namespace, key, value)
-        SELECT e.value ->> 0, e.value ->> 1, e.value ->> 2 FROM json_each(?) e WHERE true
+        INSERT INTO laneway_counter (namespace, key, value) VALUES (?, ?, ?)
         ON CONFLICT (namespace, key) DO UPDATE SET value = CASE
             WHEN typeof(value + excluded.value) = 'integer' THEN value + excluded.value
             WHEN value < 0 THEN (value + 9223372036854775807 + 1) + (excluded.value + 9223372036854775807 + 1)
             ELSE (value - 9223372036854775807 - 1) + (excluded.value - 9223372036854775807 - 1)
         END",
-    );
-    let rows: Vec<(&str, &str, i64)> =
-        sums.into_iter().map(|((namespace, key), sum)| (namespace, key, sum)).collect();
-    script.bind(json(&rows)?)
+    )?;
+    for ((namespace, key), sum) in sums {
+        add.run(&[namespace.as_str().into(), (&**key).into(), (*sum).into()])?;
+    }
+    Ok(())
 }

@@ -258,6 +258,73 @@ async fn cancelled_calls_leave_the_store_usable() {
 }
 
 #[tokio::test]
+async fn a_job_that_fails_answers_nothing_or_panics_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open_with(directory.path(), &[">"]).await;
+    let note = "INSERT INTO laneway_audit (at, action, detail) VALUES (0, ?, ?)";
+    let write = async |end: fn() -> Result<Option<()>, StoreError>| {
+        let job = move |native: &mut super::native::Native<'_>| {
+            native.run(note, &["a".into(), "b".into()])?;
+            end()
+        };
+        store.connections().write(Durability::Flushed, job).await
+    };
+    assert_eq!(write(|| Ok(None)).await.unwrap(), None);
+    assert!(matches!(write(|| Err(StoreError::NoRoom)).await, Err(StoreError::NoRoom)));
+    assert!(matches!(write(|| panic!("on purpose")).await, Err(StoreError::Other(_))));
+    let notes = async || {
+        let mut connection = connect(&directory.path().join("test.db")).await;
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM laneway_audit").fetch_one(&mut connection).await.unwrap();
+        count
+    };
+    let before = notes().await;
+    assert_eq!(write(|| Ok(Some(()))).await.unwrap(), Some(()));
+    assert_eq!(notes().await, before + 1);
+    // One value too few, and one of a kind that the schema refuses.
+    for values in [&["a".into()][..], &["a".into(), super::native::Value::Null]] {
+        let values: Vec<super::native::Value<'static>> = values.to_vec();
+        let failed =
+            store.connections().write(Durability::Flushed, move |native| native.run(note, &values).map(Some));
+        assert!(failed.await.is_err());
+    }
+    // The driver goes on with the same connection.
+    store.connections().begin(Durability::Flushed).await.unwrap().commit().await.unwrap();
+    assert_eq!(notes().await, before + 1);
+}
+
+#[tokio::test]
+async fn a_job_whose_caller_has_gone_goes_on_to_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open_with(directory.path(), &[">"]).await;
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let job = store.connections().write(Durability::Flushed, move |native| {
+        begun.send(()).unwrap();
+        goes_on.recv().unwrap();
+        let note = "INSERT INTO laneway_audit (at, action, detail) VALUES (0, 'kept', '')";
+        native.run(note, &[]).map(Some)
+    });
+    tokio::select! {
+        biased;
+        _ = job => panic!("it waits to be told to go on"),
+        begins = begins => begins.unwrap(),
+    }
+    go_on.send(()).unwrap();
+    // Waits for it, as every writer does.
+    let kept = "SELECT count(*) FROM laneway_audit WHERE action = 'kept'";
+    let mut count = 0;
+    let mut next = store.connections().begin(Durability::Flushed).await.unwrap();
+    next.each(sqlx::query(kept), |row| {
+        count = row.try_get(0)?;
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(count, 1);
+}
+
+#[tokio::test]
 async fn settlements_are_flushed_and_claims_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let (store, ids) = open_with(directory.path(), &[">"]).await;

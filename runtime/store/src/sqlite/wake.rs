@@ -10,7 +10,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::busy;
 use super::connection::{classify, now_ms};
+use super::native::{Held, Native};
 
 /// Between two looks while others are committing.
 const LOOK_BUSY: Duration = Duration::from_millis(1);
@@ -88,74 +90,101 @@ impl Wakes {
     }
 }
 
+/// What a look found.
+#[derive(Clone, Copy)]
+struct Found {
+    /// A number that differs after any other connection's commit.
+    version: i64,
+    /// The newest message's number.
+    newest: i64,
+    /// How often deployments have changed.
+    deployments: i64,
+}
+
 /// Watches the file for commits with new messages, of any process, until the handle is aborted. Its looks are no round
 /// trips: they come by the clock, not by the message.
 pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -> Result<AbortHandle, StoreError> {
-    let mut version = file_version(&mut connection).await?;
-    // All older messages are covered: there is one writer at a time, so numbers are in the order of commits.
-    let (mut seen, mut deployments) = newest(&mut connection).await?;
+    // A look keeps other tasks of its thread from their work, so it waits for nobody.
+    busy::wait_in_small_steps(&mut connection, Duration::ZERO).await?;
+    let (begun, beginning) = tokio::sync::oneshot::channel();
     let watch = tokio::spawn(async move {
-        let mut changed_at = Instant::now();
-        let mut pause = LOOK_QUIET;
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = wakes.look.notified() => {}
+        // All older messages are covered: there is one writer at a time, so numbers are in the order of commits.
+        let first = async { look(&mut Held::lock(&mut connection).await?.native(), None) };
+        let mut seen = match first.await {
+            Ok(first) => {
+                drop(begun.send(Ok(())));
+                first
             }
-            let look = async {
-                let found = file_version(&mut connection).await?;
-                if found == version {
-                    return Ok(false);
-                }
-                let ordered = wakes.ordered.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if !ordered.is_empty() {
-                    wakes.wake(|subscription| ordered.contains(&subscription));
-                }
-                let (newest, changes) = newest(&mut connection).await?;
-                if changes != deployments {
-                    deployments = changes;
-                    wakes.deployments_changed();
-                }
-                if newest > seen + EACH_MAX {
+            Err(error) => return drop(begun.send(Err(error))),
+        };
+        loop {
+            let looked = async {
+                let found = wait_for_messages(&mut connection, &wakes, &mut seen).await?;
+                if found.newest > seen.newest + EACH_MAX {
                     wakes.wake(|_| true);
-                } else if newest > seen {
-                    let due = due_since(&mut connection, seen).await?;
+                } else {
+                    let due = due_since(&mut connection, seen.newest).await?;
                     wakes.wake(|subscription| due.contains(&subscription.0));
                 }
-                seen = seen.max(newest);
-                version = found;
-                Ok::<_, StoreError>(true)
+                seen = found;
+                Ok::<_, StoreError>(())
             };
-            pause = match look.await {
-                Ok(true) => {
-                    changed_at = Instant::now();
-                    LOOK_BUSY
-                }
-                Ok(false) if changed_at.elapsed() < QUIET_AFTER => LOOK_BUSY,
-                Ok(false) => LOOK_QUIET,
-                // The callers' polling goes on meanwhile.
-                Err(error) => {
-                    tracing::debug!(%error, "failed to look for commits");
-                    LOOK_AGAIN
-                }
-            };
+            // The callers' polling goes on meanwhile.
+            if let Err(error) = looked.await {
+                tracing::debug!(%error, "failed to look for commits");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
         }
     });
+    beginning.await.map_err(|_| StoreError::Other("the watch of commits ended".to_owned()))??;
     Ok(watch.abort_handle())
 }
 
-/// A number that differs after any other connection's commit.
-async fn file_version(connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-    // wake.file_version
-    sqlx::query_scalar("PRAGMA data_version").fetch_one(connection).await.map_err(classify)
+/// Looks until there are messages that were not `seen`. On this very thread: a look takes less time than to ask another
+/// one for it, and while a queue is worked off there is a commit at each.
+async fn wait_for_messages(
+    connection: &mut SqliteConnection,
+    wakes: &Wakes,
+    seen: &mut Found,
+) -> Result<Found, StoreError> {
+    let mut held = Held::lock(connection).await?;
+    let mut changed_at = Instant::now();
+    loop {
+        let found = look(&mut held.native(), Some(*seen))?;
+        if found.version != seen.version {
+            changed_at = Instant::now();
+            let ordered = wakes.ordered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if !ordered.is_empty() {
+                wakes.wake(|subscription| ordered.contains(&subscription));
+            }
+            if found.deployments != seen.deployments {
+                wakes.deployments_changed();
+            }
+            if found.newest > seen.newest {
+                // What is seen of the messages comes once they are dealt with.
+                seen.deployments = found.deployments;
+                return Ok(found);
+            }
+            *seen = Found { newest: seen.newest, ..found };
+        }
+        let pause = if changed_at.elapsed() < QUIET_AFTER { LOOK_BUSY } else { LOOK_QUIET };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = wakes.look.notified() => {}
+        }
+    }
 }
 
-/// The newest message's number, and how often deployments have changed.
-async fn newest(connection: &mut SqliteConnection) -> Result<(i64, i64), StoreError> {
-    let query = "-- wake.newest
-        SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'laneway_message'), 0),
-            coalesce((SELECT CAST(value AS INTEGER) FROM laneway_setting WHERE name = 'deployments_changed'), 0)";
-    sqlx::query_as(query).fetch_one(connection).await.map_err(classify)
+fn look(native: &mut Native<'_>, seen: Option<Found>) -> Result<Found, StoreError> {
+    let version = native.number("-- wake.file_version\nPRAGMA data_version", &[])?;
+    if let Some(seen) = seen.filter(|seen| seen.version == version) {
+        return Ok(seen);
+    }
+    let newest = "-- wake.newest
+        SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'laneway_message'), 0)";
+    let deployments = "-- wake.deployments
+        SELECT coalesce((SELECT CAST(value AS INTEGER) FROM laneway_setting WHERE name = 'deployments_changed'), 0)";
+    Ok(Found { version, newest: native.number(newest, &[])?, deployments: native.number(deployments, &[])? })
 }
 
 pub(super) const DUE_SINCE: &str = concat!(

@@ -1,12 +1,15 @@
 //! Write transactions, on the one connection that writes.
 //!
-//! Each call to a connection is a hop to its thread and back, which costs as much as the work of some ten messages. So a
-//! transaction goes as one [`Script`] where it can; [`Transaction`] is for those that must look before they write.
+//! What each message goes through is a job of [`Connections::write`], a whole transaction on one thread. Of what is rarer,
+//! each call to the driver is a hop to its thread and back. So a transaction goes as one [`Script`] where it can;
+//! [`Transaction`] is for those that must look before they write.
 
+use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::TryStreamExt;
+use futures::executor::block_on;
 use laneway_core::StoreError;
 use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
 use sqlx::{Arguments, Either, Encode, Executor, Sqlite, SqliteConnection, Type};
@@ -14,6 +17,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::Synchronous;
 use super::connection::{Connections, Statement, classify, each};
+use super::native::{Kept, Native};
 
 /// What must be true of a commit when it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,11 +37,67 @@ pub(super) struct Writer {
     synchronous: Option<Synchronous>,
     /// Whether a transaction may be open.
     open: bool,
+    /// Statements of [`Connections::write`].
+    kept: Kept,
 }
 
 impl Writer {
     pub(super) fn new(connection: SqliteConnection) -> Self {
-        Self { connection, synchronous: None, open: false }
+        Self { connection, synchronous: None, open: false, kept: Kept::default() }
+    }
+
+    /// Runs a job as one transaction, on this thread. Where it fails or answers `None`, nothing has happened.
+    fn write<T>(&mut self, synchronous: Synchronous, job: impl Job<T>) -> Result<Option<T>, StoreError> {
+        let Self { connection, synchronous: set, open, kept } = self;
+        // What others left undone, such as the rows of a call that was cancelled, ends before this answers.
+        let mut handle = block_on(connection.lock_handle()).map_err(classify)?;
+        let mut native = Native::new(&mut handle, kept);
+        if *open {
+            native.roll_back()?;
+            *open = false;
+        }
+        if *set != Some(synchronous) {
+            *set = None;
+            native.execute(pragma(synchronous))?;
+            *set = Some(synchronous);
+        }
+        *open = true;
+        let done = (|| {
+            native.execute(c"BEGIN IMMEDIATE")?;
+            let answer = job(&mut native)?;
+            if answer.is_some() {
+                native.execute(c"COMMIT")?;
+            }
+            Ok(answer)
+        })();
+        if !matches!(done, Ok(Some(_))) {
+            native.roll_back()?;
+        }
+        *open = false;
+        done
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.kept.is_empty() {
+            return;
+        }
+        match block_on(self.connection.lock_handle()) {
+            Ok(mut handle) => self.kept.finalize(&mut handle),
+            Err(error) => tracing::warn!(%error, "failed to close the connection that writes in good order"),
+        }
+    }
+}
+
+/// What happens in a transaction of [`Connections::write`].
+pub(super) trait Job<T>: FnOnce(&mut Native<'_>) -> Result<Option<T>, StoreError> {}
+impl<T, F: FnOnce(&mut Native<'_>) -> Result<Option<T>, StoreError>> Job<T> for F {}
+
+fn pragma(synchronous: Synchronous) -> &'static CStr {
+    match synchronous {
+        Synchronous::Full => c"PRAGMA synchronous = FULL",
+        Synchronous::Normal => c"PRAGMA synchronous = NORMAL",
     }
 }
 
@@ -75,20 +135,9 @@ impl Script {
         self.steps - 1
     }
 
-    /// Whether it holds no statement yet.
-    pub(super) fn is_empty(&self) -> bool {
-        self.steps == 1
-    }
-
     /// Binds the next value.
     pub(super) fn bind<'v, T: Encode<'v, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> Result<(), StoreError> {
         self.arguments.add(value).map_err(|error| StoreError::Other(error.to_string()))
-    }
-
-    /// Stops the script, so that nothing is committed, unless the last statement touched this many rows.
-    pub(super) fn guard_count(&mut self, rows: usize) -> Result<(), StoreError> {
-        self.step(concat!("SELECT ", stop!("changes()"), " WHERE changes() <> ?"));
-        self.bind(i64::try_from(rows).unwrap_or(i64::MAX))
     }
 }
 
@@ -129,6 +178,23 @@ impl Connections {
         writer.open = true;
         writer.connection.execute(sqlx::query("BEGIN IMMEDIATE")).await.map_err(classify)?;
         Ok(transaction)
+    }
+
+    /// Runs a job as one transaction, on a thread of its own. `None` of it rolls back. Once it has begun it goes on to its
+    /// end, even if this call is cancelled; the next writer waits for that.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        job: impl Job<T> + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
+        let mut writer = Arc::clone(&self.writer).lock_owned().await;
+        self.file.check()?;
+        self.round_trips_counter().fetch_add(1, Ordering::Relaxed);
+        let synchronous = self.synchronous_for(durability);
+        match tokio::task::spawn_blocking(move || writer.write(synchronous, job)).await {
+            Ok(done) => done,
+            Err(error) => Err(StoreError::Other(format!("a transaction ended badly: {error}"))),
+        }
     }
 
     /// Runs a script as one transaction, and hands over its rows as they come.
@@ -202,10 +268,7 @@ impl Transaction {
             return Ok(());
         }
         // Never a part of a script: SQLite sets this while it prepares, so a statement that is kept would do nothing.
-        let pragma = match wanted {
-            Synchronous::Full => "PRAGMA synchronous = FULL",
-            Synchronous::Normal => "PRAGMA synchronous = NORMAL",
-        };
+        let pragma = pragma(wanted).to_str().unwrap_or_default();
         writer.synchronous = None;
         writer.connection.execute(sqlx::raw_sql(pragma)).await.map_err(classify)?;
         writer.synchronous = Some(wanted);
