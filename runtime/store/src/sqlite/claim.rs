@@ -32,10 +32,13 @@ pub(super) async fn claim(connections: &Connections, request: ClaimRequest) -> R
     if request.limit == 0 {
         return Err(StoreError::NoRoom);
     }
-    let Some(due) = probe(&mut reader, &request).await? else {
-        return Ok(None);
-    };
+    let (mut due, are_numbers) = probe(&mut reader, &request).await?;
     drop(reader);
+    if !are_numbers {
+        number_priorities(connections, &request).await?;
+        (due, _) = probe(&mut connections.reader().await?, &request).await?;
+    }
+    let Some(due) = due else { return Ok(None) };
     let mut deliveries: Vec<Delivery> = Vec::new();
     for &priority in &due.priorities {
         let left = request.limit.saturating_sub(u32::try_from(deliveries.len()).unwrap_or(u32::MAX));
@@ -69,7 +72,8 @@ struct Due {
     now: i64,
 }
 
-async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due>, StoreError> {
+/// Looks for what is due. Answers also whether all priorities are numbers.
+async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<(Option<Due>, bool), StoreError> {
     // One index probe a priority that has deliveries, and one for its earliest delivery. A process that does not know
     // yet that the subscription is ordered takes nothing.
     let query = concat!(
@@ -82,9 +86,9 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
                 WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.parked IS NOT 1 AND d.priority < hop.priority)
             FROM hop WHERE hop.priority IS NOT NULL
         )
-        SELECT hop.priority, random() & 9223372036854775807, ",
+        SELECT CAST(hop.priority AS INTEGER), random() & 9223372036854775807, ",
         now_ms!(),
-        " FROM hop
+        ", typeof(hop.priority) = 'integer' FROM hop
         WHERE hop.priority IS NOT NULL AND EXISTS (SELECT 1 FROM laneway_delivery d
             WHERE d.subscription_id = ?1 AND d.lane = ?2 AND d.priority = hop.priority AND d.parked IS NOT 1
             AND d.available_at <= ",
@@ -99,9 +103,14 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
         .bind(request.limit)
         .bind(request.ordered);
     let mut due = None;
+    let mut are_numbers = true;
     reader
         .each(statement, |row| {
             let priority = row.try_get(0)?;
+            if !row.try_get::<bool, _>(3)? {
+                are_numbers = false;
+                return Ok(());
+            }
             match &mut due {
                 None => {
                     due = Some(Due {
@@ -115,7 +124,23 @@ async fn probe(reader: &mut Reader, request: &ClaimRequest) -> Result<Option<Due
             Ok(())
         })
         .await?;
-    Ok(due)
+    Ok((due, are_numbers))
+}
+
+/// With checks switched off a producer may have given a priority that is no number. SQLite puts such ones before all
+/// others, and none of them is a priority to claim by: these deliveries get the default one, and their messages tell what
+/// is wrong with them.
+async fn number_priorities(connections: &Connections, request: &ClaimRequest) -> Result<(), StoreError> {
+    let number = "-- claim.number_priorities
+        UPDATE laneway_delivery SET priority = 0 WHERE id IN (
+            SELECT id FROM laneway_delivery WHERE subscription_id = ? AND lane = ? AND typeof(priority) <> 'integer')";
+    let (subscription, lane) = (request.subscription.0, i64::from(request.lane.number()));
+    connections
+        .write(Durability::Buffered, move |native| {
+            native.run(number, &[subscription.into(), lane.into()]).map(Some)
+        })
+        .await?;
+    Ok(())
 }
 
 /// Payloads up to this size are read as they are claimed; larger ones after that, so that nobody waits for them to write.
@@ -141,6 +166,7 @@ struct Claimed {
     tenant: Option<String>,
     payload: Option<Bytes>,
     processed: bool,
+    has_priority: bool,
 }
 
 impl Claimed {
@@ -160,6 +186,7 @@ impl Claimed {
             tenant: row.text(11).map(Cow::into_owned),
             payload: row.bytes(12).map(Bytes::copy_from_slice),
             processed: row.integer(13) != 0,
+            has_priority: row.integer(14) != 0,
         }
     }
 }
@@ -312,7 +339,7 @@ macro_rules! select {
             inline_bytes_max!(),
             " THEN m.payload END, ",
             $processed,
-            " FROM (SELECT * ",
+            ", typeof(m.priority) = 'integer' FROM (SELECT * ",
             due!(),
             ") d LEFT JOIN laneway_message m ON m.seq = d.message_seq WHERE ",
             $free
@@ -441,6 +468,9 @@ fn delivery(request: &ClaimRequest, priority: i64, claimed: Claimed, payload: Op
             unreadable = Some(ErrorText::new(format!("message: headers: {error}")));
             Vec::new()
         });
+    if !claimed.has_priority {
+        unreadable = Some(ErrorText::new("message: priority: it is no integer"));
+    }
     if claimed.attempt < 1 {
         unreadable = Some(ErrorText::new(format!("delivery: its number of attempts is {}", claimed.attempt - 1)));
     }

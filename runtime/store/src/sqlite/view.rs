@@ -144,7 +144,7 @@ async fn lanes(reader: &mut Reader, subscription: i64) -> Result<Vec<LaneStatus>
 /// The columns of a message in a list. The status is derived for the rows that are looked at, no others.
 macro_rules! message_columns {
     () => {
-        "m.seq, m.id, m.topic, m.key, m.priority, m.tenant, m.content_type,
+        "m.seq, m.id, m.topic, m.key, CAST(m.priority AS INTEGER), m.tenant, m.content_type,
         length(CAST(m.payload AS BLOB)), m.created_at, v.status"
     };
 }
