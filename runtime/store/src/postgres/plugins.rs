@@ -1,5 +1,6 @@
 //! Plugins and deployments.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -405,13 +406,16 @@ async fn note_grants(
     let query = "-- grants.lock
         LOCK TABLE laneway.noted_grants IN SHARE ROW EXCLUSIVE MODE";
     transaction.execute(sqlx::query(query)).await?;
+    let query = "-- grants.noted
+        SELECT subscription, grants::text FROM laneway.noted_grants WHERE subscription = ANY ($1)";
+    let names: Vec<&str> = grants.iter().map(|(subscription, _)| subscription.as_str()).collect();
+    let rows = transaction.all(sqlx::query(query).bind(names)).await?;
+    let noted =
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Outcome<HashMap<&str, &str>>>()?;
     let mut changed = 0;
     for (subscription, now) in grants {
-        let query = "-- grants.noted
-            SELECT grants::text FROM laneway.noted_grants WHERE subscription = $1";
-        let row = transaction.optional(sqlx::query(query).bind(subscription.as_str())).await?;
-        let before: Option<String> = row.map(|row| row.try_get(0)).transpose()?;
-        let detail = match changed_grants(node, subscription, before.as_deref(), now) {
+        let before = noted.get(subscription.as_str()).copied();
+        let detail = match changed_grants(node, subscription, before, now) {
             Ok(Some(detail)) => detail,
             Ok(None) => continue,
             Err(error) => {

@@ -23,20 +23,24 @@ async fn active_within(session: &mut impl Session) -> Outcome<Option<AppliedTopo
         name: Name,
     }
 
+    // The text once, and not with each name: a thousand subscriptions have one of most of a megabyte.
     let query = "-- topology.active
-        SELECT t.revision, t.canonical, s.name, s.id
-        FROM (SELECT revision, canonical FROM laneway.topology ORDER BY revision DESC LIMIT 1) t
-        LEFT JOIN laneway.subscription s ON s.active";
+        WITH newest AS (SELECT revision, canonical FROM laneway.topology ORDER BY revision DESC LIMIT 1)
+        SELECT t.revision, t.canonical, NULL::text AS name, NULL::integer AS id FROM newest t
+        UNION ALL
+        SELECT NULL, NULL, s.name, s.id FROM laneway.subscription s WHERE s.active";
     let rows = session.all(sqlx::query(query)).await?;
-    let Some(first) = rows.first() else { return Ok(None) };
-    let revision: i64 = first.try_get(0)?;
-    let canonical: String = first.try_get(1)?;
-    let mut ids: HashMap<String, SubscriptionId> = HashMap::with_capacity(rows.len());
+    let mut topology: Option<(i64, String)> = None;
+    let mut ids: HashMap<&str, SubscriptionId> = HashMap::with_capacity(rows.len());
     for row in &rows {
-        if let Some(name) = row.try_get(2)? {
-            ids.insert(name, SubscriptionId(row.try_get(3)?));
+        match row.try_get::<Option<i64>, _>(0)? {
+            Some(revision) => topology = Some((revision, row.try_get(1)?)),
+            None => {
+                ids.insert(row.try_get(2)?, SubscriptionId(row.try_get(3)?));
+            }
         }
     }
+    let Some((revision, canonical)) = topology else { return Ok(None) };
     let declared: Declared = serde_json::from_str(&canonical)
         .map_err(|error| unreadable(format_args!("topology {revision} is not readable: {error}")))?;
     // In the order in which they are declared.
@@ -65,10 +69,17 @@ pub(super) async fn apply(database: &Database, topology: &Topology) -> Outcome<A
     let query = "-- topology.deactivate
         UPDATE laneway.subscription SET active = false WHERE active";
     transaction.execute(sqlx::query(query)).await?;
+    let query = "-- topology.orderings
+        SELECT name, ordered FROM laneway.subscription";
+    let rows = transaction.all(sqlx::query(query)).await?;
+    let ordered =
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Outcome<HashMap<&str, bool>>>()?;
     for subscription in &topology.subscriptions {
-        reorder(&mut transaction, subscription).await?;
-        put(&mut transaction, subscription).await?;
+        if ordered.get(subscription.name.as_str()).is_some_and(|ordered| *ordered != subscription.is_ordered()) {
+            reorder(&mut transaction, subscription).await?;
+        }
     }
+    put(&mut transaction, &topology.subscriptions).await?;
     let query = "-- topology.insert
         INSERT INTO laneway.topology (canonical) VALUES ($1)";
     transaction.execute(sqlx::query(query).bind(canonical)).await?;
@@ -89,26 +100,33 @@ pub(super) async fn apply(database: &Database, topology: &Topology) -> Outcome<A
     applied.ok_or(sqlx::Error::RowNotFound)
 }
 
-/// A trigger refuses the name of a consumer, whose markers the subscription would take for its own.
-async fn put(session: &mut impl Session, subscription: &Subscription) -> Outcome<()> {
+/// Declares all of them in one statement. A trigger refuses the name of a consumer, whose markers the subscription would
+/// take for its own.
+async fn put(session: &mut impl Session, subscriptions: &[Subscription]) -> Outcome<()> {
     let query = "-- topology.put
         INSERT INTO laneway.subscription
-            (name, pattern, topic_regex, exact_topic, kind, lane_threshold, ordered, active, policies)
-        VALUES ($1, $2, $3, $4, $5, $6, $8, true, $7::text::jsonb)
+            (name, pattern, topic_regex, exact_topic, kind, lane_threshold, policies, ordered, active)
+        SELECT s.name, s.pattern, s.topic_regex, s.exact_topic, s.kind, s.lane_threshold, s.policies::jsonb, s.ordered,
+            true
+        FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::boolean[])
+            s (name, pattern, topic_regex, exact_topic, kind, lane_threshold, policies, ordered)
         ON CONFLICT (name) DO UPDATE SET pattern = excluded.pattern, topic_regex = excluded.topic_regex,
             exact_topic = excluded.exact_topic, kind = excluded.kind, lane_threshold = excluded.lane_threshold,
             ordered = excluded.ordered, active = true, policies = excluded.policies";
-    let policies = serde_json::to_string(subscription).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    let pattern = &subscription.pattern;
+    let policies: Vec<String> = subscriptions
+        .iter()
+        .map(|subscription| serde_json::to_string(subscription).map_err(|error| sqlx::Error::Encode(error.into())))
+        .collect::<Outcome<_>>()?;
+    let patterns = || subscriptions.iter().map(|subscription| &subscription.pattern);
     let statement = sqlx::query(query)
-        .bind(subscription.name.as_str())
-        .bind(pattern.as_str())
-        .bind(topic_regex(pattern))
-        .bind(is_exact(pattern).then(|| pattern.as_str()))
-        .bind(subscription.kind.as_str())
-        .bind(subscription.lane_threshold.0)
+        .bind(subscriptions.iter().map(|subscription| subscription.name.as_str()).collect::<Vec<_>>())
+        .bind(patterns().map(TopicPattern::as_str).collect::<Vec<_>>())
+        .bind(patterns().map(topic_regex).collect::<Vec<_>>())
+        .bind(patterns().map(|pattern| is_exact(pattern).then(|| pattern.as_str())).collect::<Vec<_>>())
+        .bind(subscriptions.iter().map(|subscription| subscription.kind.as_str()).collect::<Vec<_>>())
+        .bind(subscriptions.iter().map(|subscription| subscription.lane_threshold.0).collect::<Vec<_>>())
         .bind(policies)
-        .bind(subscription.is_ordered());
+        .bind(subscriptions.iter().map(Subscription::is_ordered).collect::<Vec<_>>());
     session.execute(statement).await
 }
 

@@ -11,8 +11,8 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::connection::{Database, classify};
-use super::notifications;
 use super::servers::Servers;
+use super::{lease, notifications};
 
 /// The trigger's channel.
 const CHANNEL: &str = "laneway";
@@ -63,10 +63,16 @@ impl Wakes {
         }
     }
 
-    fn wake_all(&self) {
+    /// Wakes those who have something to do, as far as was not heard: they are few, however many wait.
+    async fn catch_up(&self, database: &Database) {
         self.deployments.notify_one();
-        for notify in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            notify.notify_one();
+        match lease::upcoming(database).await {
+            Ok(upcoming) => {
+                for (subscription, _) in upcoming.iter().filter(|(_, due)| due.is_zero()) {
+                    self.of(*subscription).notify_one();
+                }
+            }
+            Err(error) => tracing::debug!(error = %classify(error), "failed to look for what was not heard"),
         }
     }
 }
@@ -81,12 +87,13 @@ pub(super) fn listen(
 ) -> AbortHandle {
     let task = tokio::spawn(async move {
         wakes.awaited.notified().await;
-        tokio::join!(keep_listening(servers, patience, &wakes), notifications::keep(database));
+        let listening = keep_listening(servers, &database, patience, &wakes);
+        tokio::join!(listening, notifications::keep(database.clone()));
     });
     task.abort_handle()
 }
 
-async fn keep_listening(servers: Arc<Servers>, patience: Duration, wakes: &Wakes) {
+async fn keep_listening(servers: Arc<Servers>, database: &Database, patience: Duration, wakes: &Wakes) {
     let mut backoff = BACKOFF_MIN;
     // Said once for each time that it is lost.
     let mut is_said = false;
@@ -94,7 +101,7 @@ async fn keep_listening(servers: Arc<Servers>, patience: Duration, wakes: &Wakes
         let error = match connect(&servers, patience).await {
             Ok(mut listener) => {
                 // What was committed before was not heard.
-                wakes.wake_all();
+                wakes.catch_up(database).await;
                 is_said = false;
                 let error = loop {
                     match listener.try_recv().await {

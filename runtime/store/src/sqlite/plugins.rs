@@ -1,5 +1,6 @@
 //! Plugins and deployments.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -340,13 +341,18 @@ impl Plugins for SqliteStore {
 
     async fn note_grants(&self, node: &Name, grants: &[(Name, String)]) -> Result<u32, StoreError> {
         let mut transaction = self.connections().begin(Durability::Flushed).await?;
+        let query = "-- grants.noted
+            SELECT subscription, grants FROM laneway_noted_grants";
+        let mut noted: HashMap<String, String> = HashMap::new();
+        let note_row = |row: &SqliteRow| {
+            noted.insert(row.try_get(0)?, row.try_get(1)?);
+            Ok(())
+        };
+        transaction.each(sqlx::query(query), note_row).await?;
         let mut changed = 0;
         for (subscription, now) in grants {
-            let query = "-- grants.noted
-                SELECT grants FROM laneway_noted_grants WHERE subscription = ?";
-            let statement = sqlx::query(query).bind(subscription.as_str());
-            let before: Option<String> = transaction.optional(statement, |row| row.try_get(0)).await?;
-            let Some(detail) = changed_grants(node, subscription, before.as_deref(), now)? else { continue };
+            let before = noted.get(subscription.as_str()).map(String::as_str);
+            let Some(detail) = changed_grants(node, subscription, before, now)? else { continue };
             let query = "-- grants.note
                 INSERT INTO laneway_noted_grants (subscription, grants) VALUES (?, ?)
                 ON CONFLICT (subscription) DO UPDATE SET grants = excluded.grants";

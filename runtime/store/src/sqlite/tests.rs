@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use laneway_core::{
-    Batch, ClaimRequest, CounterAdd, Header, Lane, LeaseToken, MessageId, Name, NewMessage, Priority, RetryPolicy,
-    SettleReport, Settlement, Store, StoreError, Subscription, SubscriptionId, SubscriptionKind, Topic,
-    TopicPattern, Topology, Verdict,
+    Batch, ClaimRequest, CounterAdd, Header, Lane, LeaseToken, MessageId, Name, NewMessage, Plugins, Priority,
+    RetryPolicy, SettleReport, Settlement, Store, StoreError, Subscription, SubscriptionId, SubscriptionKind,
+    Topic, TopicPattern, Topology, Verdict,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Row, SqliteConnection};
@@ -508,4 +509,53 @@ async fn applying_again_and_again_uses_up_no_numbers() {
     drop(store);
     let (_store, more) = open_with(directory.path(), &["a", "b", "d"]).await;
     assert_eq!(more[2].0, ids[1].0 + 1);
+}
+
+/// Else a file in which nothing happens is looked at as often as one in which messages come.
+#[tokio::test]
+async fn signs_of_life_are_no_news() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open_with(directory.path(), &["t.>"]).await;
+    let mut connection = connect(&directory.path().join("test.db")).await;
+    let mut held = super::native::Held::lock(&mut connection).await.unwrap();
+    let mut seen = super::wake::look(&mut held.native(), None).unwrap();
+    let mut has_news = || {
+        let found = super::wake::look(&mut held.native(), Some(seen)).unwrap();
+        found.is_news_since(std::mem::replace(&mut seen, found))
+    };
+    let (node, alive_for) = (Name::parse("node").unwrap(), Duration::from_secs(15));
+    for _ in 0..3 {
+        store.heartbeat(&node, alive_for).await.unwrap();
+        store.report(&node, &[], alive_for).await.unwrap();
+        assert!(!has_news());
+        store.enqueue(&[message("t.x")]).await.unwrap();
+        assert!(has_news());
+        assert!(!has_news());
+    }
+}
+
+/// A node that starts with many subscriptions must not look for each of them.
+#[tokio::test]
+async fn nobody_is_woken_before_there_is_something_for_him() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, ids) = open_with(directory.path(), &["a.>", "b.>"]).await;
+    let wait = |id| tokio::time::timeout(Duration::from_millis(300), store.woken(id));
+    assert!(wait(ids[0]).await.is_err(), "the first wait is no other than the later ones");
+    store.enqueue(&[message("a.x"), message("b.x")]).await.unwrap();
+    wait(ids[0]).await.expect("it waits");
+    wait(ids[1]).await.expect("it was woken before it was known to wait");
+    assert!(wait(ids[1]).await.is_err());
+}
+
+#[tokio::test]
+async fn the_text_of_a_topology_is_not_read_with_each_of_its_subscriptions() {
+    let directory = tempfile::tempdir().unwrap();
+    let patterns = vec!["t.>"; 100];
+    let (store, ids) = open_with(directory.path(), &patterns).await;
+    let active = store.topology().await.unwrap().unwrap();
+    assert_eq!(active.subscriptions.into_iter().map(|(_, id)| id).collect::<Vec<_>>(), ids);
+    let mut connection = connect(&directory.path().join("test.db")).await;
+    let rows = sqlx::query(super::topology::ACTIVE).fetch_all(&mut connection).await.unwrap();
+    let texts = rows.iter().filter_map(|row| row.get::<Option<String>, _>(1)).count();
+    assert_eq!((rows.len(), texts), (101, 1));
 }

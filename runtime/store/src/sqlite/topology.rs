@@ -13,10 +13,12 @@ use super::writer::{Durability, Transaction};
 /// Dots of a topic of the greatest length, and more.
 const DOTS_UNBOUNDED: i64 = 255;
 
-const ACTIVE: &str = "-- topology.active
-    SELECT t.revision, t.canonical, s.name, s.id
-    FROM (SELECT revision, canonical FROM laneway_topology ORDER BY revision DESC LIMIT 1) t
-    LEFT JOIN laneway_subscription s ON s.active";
+/// The text once, and not with each name: a thousand subscriptions have one of most of a megabyte.
+pub(super) const ACTIVE: &str = "-- topology.active
+    WITH newest AS (SELECT revision, canonical FROM laneway_topology ORDER BY revision DESC LIMIT 1)
+    SELECT t.revision, t.canonical, NULL AS name, NULL AS id FROM newest t
+    UNION ALL
+    SELECT NULL, NULL, s.name, s.id FROM laneway_subscription s WHERE s.active";
 
 /// Collects the rows of [`ACTIVE`].
 #[derive(Default)]
@@ -27,11 +29,11 @@ struct Active {
 
 impl Active {
     fn take(&mut self, row: &sqlx::sqlite::SqliteRow) -> Result<(), sqlx::Error> {
-        if self.topology.is_none() {
-            self.topology = Some((row.try_get(0)?, row.try_get(1)?));
-        }
-        if let Some(name) = row.try_get::<Option<String>, _>(2)? {
-            self.ids.insert(name, SubscriptionId(row.try_get(3)?));
+        match row.try_get::<Option<i64>, _>(0)? {
+            Some(revision) => self.topology = Some((revision, row.try_get(1)?)),
+            None => {
+                self.ids.insert(row.try_get(2)?, SubscriptionId(row.try_get(3)?));
+            }
         }
         Ok(())
     }

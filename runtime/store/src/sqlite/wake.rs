@@ -1,7 +1,7 @@
 //! Wake-ups: of commits of this store at once, of those of other processes by watching the file.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use laneway_core::{StoreError, SubscriptionId};
@@ -14,11 +14,11 @@ use super::busy;
 use super::connection::{classify, now_ms};
 use super::native::{Held, Native};
 
-/// Between two looks while others are committing.
+/// Between two looks while messages come.
 const LOOK_BUSY: Duration = Duration::from_millis(1);
-/// Between two looks after a while without commits.
+/// Between two looks after a while without messages.
 const LOOK_QUIET: Duration = Duration::from_millis(5);
-/// After this long without a commit it is quiet.
+/// After this long without a message it is quiet.
 const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// After a failed look.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -26,10 +26,32 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// After more messages than this at once, all are woken: to look whose they are would take longer.
 const EACH_MAX: i64 = 2000;
 
+/// Those who wait, or were woken before anyone was known to wait.
+#[derive(Default)]
+struct Waiting {
+    known: HashMap<SubscriptionId, Arc<Notify>>,
+    /// Whether all were woken, those included who are not known yet.
+    all_were_woken: bool,
+}
+
+impl Waiting {
+    fn of(&mut self, subscription: SubscriptionId) -> Arc<Notify> {
+        let all_were_woken = self.all_were_woken;
+        let notify = self.known.entry(subscription).or_insert_with(|| {
+            let notify = Notify::new();
+            if all_were_woken {
+                notify.notify_one();
+            }
+            Arc::new(notify)
+        });
+        Arc::clone(notify)
+    }
+}
+
 /// Who waits for work.
 #[derive(Default)]
 pub(super) struct Wakes {
-    waiting: Mutex<HashMap<SubscriptionId, Arc<Notify>>>,
+    waiting: Mutex<Waiting>,
     /// Subscriptions for which any commit may free a message that waited behind another one.
     ordered: Mutex<HashSet<SubscriptionId>>,
     /// Told of commits of this very store.
@@ -41,15 +63,7 @@ pub(super) struct Wakes {
 impl Wakes {
     /// Waits until messages may have come since the last call.
     pub(super) async fn woken(&self, subscription: SubscriptionId) {
-        let notify = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(waiting.entry(subscription).or_insert_with(|| {
-                let notify = Notify::new();
-                // The first wait returns at once: messages may have come before anyone was known to wait.
-                notify.notify_one();
-                Arc::new(notify)
-            }))
-        };
+        let notify = self.lock().of(subscription);
         notify.notified().await;
     }
 
@@ -80,25 +94,44 @@ impl Wakes {
         self.ordered.lock().unwrap_or_else(PoisonError::into_inner).insert(subscription);
     }
 
-    fn wake(&self, which: impl Fn(SubscriptionId) -> bool) {
-        for (subscription, notify) in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            if which(*subscription) {
-                // Keeps a permit for one who is about to wait.
-                notify.notify_one();
-            }
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes these, each with a permit for one who is about to wait.
+    fn wake(&self, subscriptions: impl IntoIterator<Item = SubscriptionId>) {
+        let mut waiting = self.lock();
+        for subscription in subscriptions {
+            waiting.of(subscription).notify_one();
+        }
+    }
+
+    fn wake_all(&self) {
+        let mut waiting = self.lock();
+        waiting.all_were_woken = true;
+        for notify in waiting.known.values() {
+            notify.notify_one();
         }
     }
 }
 
 /// What a look found.
 #[derive(Clone, Copy)]
-struct Found {
+pub(super) struct Found {
     /// A number that differs after any other connection's commit.
     version: i64,
     /// The newest message's number.
     newest: i64,
     /// How often deployments have changed.
     deployments: i64,
+}
+
+impl Found {
+    /// Whether there is something for anybody since an earlier look. Commits alone are none: nodes with nothing to do say
+    /// every few seconds that they are alive.
+    pub(super) fn is_news_since(self, seen: Self) -> bool {
+        self.newest > seen.newest || self.deployments != seen.deployments
+    }
 }
 
 /// Watches the file for commits with new messages, of any process, until the handle is aborted. Its looks are no round
@@ -121,10 +154,9 @@ pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -
             let looked = async {
                 let found = wait_for_messages(&mut connection, &wakes, &mut seen).await?;
                 if found.newest > seen.newest + EACH_MAX {
-                    wakes.wake(|_| true);
+                    wakes.wake_all();
                 } else {
-                    let due = due_since(&mut connection, seen.newest).await?;
-                    wakes.wake(|subscription| due.contains(&subscription.0));
+                    wakes.wake(due_since(&mut connection, seen.newest).await?);
                 }
                 seen = found;
                 Ok::<_, StoreError>(())
@@ -148,15 +180,15 @@ async fn wait_for_messages(
     seen: &mut Found,
 ) -> Result<Found, StoreError> {
     let mut held = Held::lock(connection).await?;
-    let mut changed_at = Instant::now();
+    let mut news_at = Instant::now();
     loop {
         let found = look(&mut held.native(), Some(*seen))?;
         if found.version != seen.version {
-            changed_at = Instant::now();
-            let ordered = wakes.ordered.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if !ordered.is_empty() {
-                wakes.wake(|subscription| ordered.contains(&subscription));
+            if found.is_news_since(*seen) {
+                news_at = Instant::now();
             }
+            let ordered = wakes.ordered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            wakes.wake(ordered);
             if found.deployments != seen.deployments {
                 wakes.deployments_changed();
             }
@@ -167,7 +199,7 @@ async fn wait_for_messages(
             }
             *seen = Found { newest: seen.newest, ..found };
         }
-        let pause = if changed_at.elapsed() < QUIET_AFTER { LOOK_BUSY } else { LOOK_QUIET };
+        let pause = if news_at.elapsed() < QUIET_AFTER { LOOK_BUSY } else { LOOK_QUIET };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = wakes.look.notified() => {}
@@ -175,7 +207,7 @@ async fn wait_for_messages(
     }
 }
 
-fn look(native: &mut Native<'_>, seen: Option<Found>) -> Result<Found, StoreError> {
+pub(super) fn look(native: &mut Native<'_>, seen: Option<Found>) -> Result<Found, StoreError> {
     let version = native.number("-- wake.file_version\nPRAGMA data_version", &[])?;
     if let Some(seen) = seen.filter(|seen| seen.version == version) {
         return Ok(seen);
@@ -195,9 +227,9 @@ pub(super) const DUE_SINCE: &str = concat!(
 );
 
 /// The subscriptions that got a due delivery of a message after this one.
-async fn due_since(connection: &mut SqliteConnection, seen: i64) -> Result<HashSet<i32>, StoreError> {
+async fn due_since(connection: &mut SqliteConnection, seen: i64) -> Result<Vec<SubscriptionId>, StoreError> {
     // A delivery's number begins with its message's, so these are the last rows of the table: the planner, left to itself,
     // reads the whole index instead.
     let found: Vec<i32> = sqlx::query_scalar(DUE_SINCE).bind(seen).fetch_all(connection).await.map_err(classify)?;
-    Ok(found.into_iter().collect())
+    Ok(found.into_iter().map(SubscriptionId).collect())
 }
