@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use laneway_core::{
-    Call, Canary, CanaryBy, DeploymentState, Effects, ErrorText, Failure, Invocation, Invoker, LoadError,
-    MessageId, Name, NewDeployment, NewMessage, NewPlugin, OpenPlugin, PluginDigest, PluginLoader, PluginVersion,
-    Reason, SandboxUse, Store, StoredPlugin, Subscription, SubscriptionKind, Topic,
+    Call, Canary, CanaryBy, ClaimRequest, DeploymentState, Effects, ErrorText, Failure, Invocation, Invoker, Lane,
+    LoadError, MessageId, Name, NewDeployment, NewMessage, NewPlugin, OpenPlugin, PluginDigest, PluginLoader,
+    PluginVersion, Reason, SandboxUse, Store, StoredPlugin, Subscription, SubscriptionKind, Topic,
 };
 use laneway_engine::{ALIVE_FOR, Engine, EngineOptions, Runs};
 
@@ -377,6 +377,40 @@ async fn a_canary_that_holds_becomes_active_after_its_window(on: On) {
     assert!(stage.ran("better") > 0 && stage.ran("good") > 0);
 }
 
+/// It may have ended the node that ran it, though no attempt is counted.
+async fn what_lost_its_lease_is_not_tried_on_a_canary(on: On) {
+    let rig = Rig::new(on, &[subscription("s")]).await;
+    rig.enqueue(5).await;
+    // By a node that ends.
+    let request = ClaimRequest {
+        subscription: rig.id(),
+        lane: Lane::Primary,
+        limit: 5,
+        lease: Duration::from_secs(5),
+        check_markers: true,
+        ordered: false,
+        in_work_max: None,
+    };
+    let lost = rig.store.claim(request).await.unwrap().unwrap().deliveries;
+    assert_eq!(lost.len(), 5);
+    let stage = Stage::default();
+    deploy(&*rig.store, 1, "good").await;
+    let all = Canary { window: Duration::from_secs(3600), ..canary(1.0) };
+    let id = validated(&*rig.store, 2, "trial", Some(all)).await;
+    assert!(rig.store.advance(id, DeploymentState::Validated, DeploymentState::Canary, None).await.unwrap());
+    let engine = stage.start(&rig, &rig.store, "one");
+    let on_trial = comes(async || {
+        rig.enqueue(1).await;
+        stage.ran("trial") > 0
+    });
+    assert!(on_trial.await, "nothing is tried on the canary");
+    rig.wait_until_empty().await;
+    assert!(engine.drain().await.complete);
+    let log = stage.log.lock().unwrap();
+    let of_lost = log.iter().filter(|ran| lost.iter().any(|lost| lost.message.id == ran.message));
+    assert_eq!(of_lost.map(|ran| ran.version.as_str()).collect::<Vec<_>>(), ["good"; 5]);
+}
+
 async fn a_version_that_cannot_be_loaded_gets_nothing_and_the_one_before_goes_on(on: On) {
     let rig = Rig::new(on, &[subscription("s")]).await;
     let stage = Stage::default();
@@ -498,6 +532,7 @@ on_both!(
     a_canary_cannot_dead_letter_a_message,
     a_canary_that_is_throttled_stops_nobody_and_is_rolled_back,
     a_canary_that_holds_becomes_active_after_its_window,
+    what_lost_its_lease_is_not_tried_on_a_canary,
     a_version_that_cannot_be_loaded_gets_nothing_and_the_one_before_goes_on,
     a_version_that_takes_long_to_load_holds_up_neither_swaps_nor_the_end,
     a_node_that_could_not_try_says_nothing_and_tries_again,
