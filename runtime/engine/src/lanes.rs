@@ -287,7 +287,7 @@ mod tests {
         (five[1].lost, five[2].lost) = (1, 2);
         lanes.push(Lane::Primary, five);
         let mut batches = Vec::new();
-        for _ in 0..4 {
+        while lanes.waiting(Lane::Primary) > 0 {
             let mut batch = Vec::new();
             lanes.next(10, 0, &mut batch).await;
             batches.push(batch.iter().map(|item| item.id.0).collect::<Vec<_>>());
