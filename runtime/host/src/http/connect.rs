@@ -275,3 +275,22 @@ impl AsyncWrite for Stream {
         self.tcp.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses<const N: usize>(texts: [&str; N]) -> Vec<SocketAddr> {
+        texts.map(|text| SocketAddr::new(text.parse().unwrap(), 80)).to_vec()
+    }
+
+    #[test]
+    fn a_family_that_does_not_work_is_left_after_one_try() {
+        let mixed = addresses(["::1", "::2", "::3", "10.0.0.1", "10.0.0.2"]);
+        assert_eq!(alternating(mixed), addresses(["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]));
+        let mixed = addresses(["10.0.0.1", "10.0.0.2", "::1"]);
+        assert_eq!(alternating(mixed), addresses(["10.0.0.1", "::1", "10.0.0.2"]));
+        let many = vec![addresses(["10.0.0.1"])[0]; ADDRESSES_MAX + 1];
+        assert_eq!(alternating(many).len(), ADDRESSES_MAX);
+    }
+}
