@@ -1,6 +1,6 @@
 //! A row that breaks the rules of the schema, as one written with checks switched off, stops no other.
 
-use laneway_core::{ErrorText, Reason, Verdict};
+use laneway_core::{Delivery, ErrorText, Reason, Verdict};
 
 use crate::fixture::*;
 use crate::sql::Sql;
@@ -72,4 +72,42 @@ conformance! {
         assert_eq!(reasons, ["unreadable"]);
         assert_eq!(sql.count("dead_letter").await, if is_odd { 5 } else { 4 });
     }
+}
+
+/// SQLite keeps a text in a column of numbers, and puts it before all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_priority_that_is_no_number_stops_no_other_on_sqlite() {
+    on_sqlite(async |fixture: &Fixture| {
+        let subscription = fixture.subscribe().await;
+        fixture.enqueue_ids(&["good-1"]).await;
+        let mut sql = fixture.sql().await;
+        switch_checks_off(&mut sql).await;
+        sql.run("insert into @message (id, topic, payload, priority) values ('bad', 't.x', '{}', 'high')").await;
+        fixture.enqueue_ids(&["good-2"]).await;
+
+        let mut told = Vec::new();
+        while let Some(batch) = fixture.store.claim(request(subscription)).await.unwrap() {
+            let settlements: Vec<_> = (0..batch.deliveries.len())
+                .map(|position| {
+                    let Delivery { message, unreadable, .. } = &batch.deliveries[position];
+                    told.push((message.id.as_str().to_owned(), unreadable.is_some()));
+                    match unreadable.clone() {
+                        None => complete(&batch, position),
+                        Some(error) => {
+                            let reason = Reason::UNREADABLE;
+                            settlement(&batch, position, Verdict::DeadLetter { reason, error, plugin: None })
+                        }
+                    }
+                })
+                .collect();
+            fixture.settle_all(&settlements).await;
+        }
+        told.sort();
+        assert_eq!(told, [("bad", true), ("good-1", false), ("good-2", false)].map(|(id, is)| (id.to_owned(), is)));
+        assert_eq!(
+            (sql.count("owed").await, sql.texts("select message_id from @dead_letter").await),
+            (0, vec!["bad".to_owned()])
+        );
+    })
+    .await;
 }
