@@ -6,6 +6,7 @@
 mod arrears;
 mod busy;
 mod claim;
+mod claimed;
 mod cleanup;
 mod connection;
 mod dead_letters;
