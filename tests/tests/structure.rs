@@ -1,4 +1,4 @@
-//! Who may know whom, as §3 of the design says: read from the workspace's own manifests.
+//! Who may know whom, and what is built for whom: read from the workspace's own manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -181,4 +181,30 @@ fn the_domain_performs_no_input_or_output() {
             dependency.name
         );
     }
+}
+
+/// The features that each package has, as lines of package and features, by package. `edges` are kinds of dependencies.
+fn features(edges: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--workspace", "--offline", "--locked", "--prefix=none", "--no-dedupe", "--format={p}|{f}"])
+        .args(["--edges", edges, "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (package, features) in String::from_utf8(output.stdout).unwrap().lines().filter_map(|it| it.split_once('|'))
+    {
+        all.entry(package.to_owned()).or_default().insert(features.trim_end_matches(" (*)").to_owned());
+    }
+    all
+}
+
+/// Else cargo builds it, and all that depends on it, a second time for the tests: with wasmtime, that takes minutes.
+#[test]
+fn a_dependency_has_the_same_features_in_programs_and_in_tests() {
+    let (programs, tests) = (features("normal,build"), features("normal,build,dev"));
+    assert!(programs.keys().any(|package| package.starts_with("wasmtime v")), "the check sees too little");
+    let other: Vec<_> =
+        programs.iter().filter(|(package, features)| tests.get(*package) != Some(*features)).collect();
+    assert!(other.is_empty(), "give these the features that the tests ask for: {other:#?}");
 }
