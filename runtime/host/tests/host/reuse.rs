@@ -1,7 +1,6 @@
 //! Instances that serve more than one message.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use laneway_core::{Failure, Reason, SubscriptionKind};
@@ -64,13 +63,11 @@ async fn a_message_that_traps_in_a_fresh_instance_too_has_failed() {
     run(&plugin, call()).await.result.unwrap();
 }
 
-/// Takes requests, and counts them.
-#[derive(Default)]
-struct Receiver(AtomicUsize);
+/// Where nothing comes back from.
+struct Silence;
 
-impl Mock for Receiver {
+impl Mock for Silence {
     fn answer(&self, _: HttpRequest) -> HttpAnswer {
-        self.0.fetch_add(1, Ordering::SeqCst);
         HttpAnswer::Timeout
     }
 
@@ -78,7 +75,7 @@ impl Mock for Receiver {
 }
 
 /// Ends well the first time, and the second time as `ends` says, after it has sent a request if it `sends`.
-fn sending(receiver: &Arc<Receiver>, sends: bool, ends: &str) -> Arc<Plugin> {
+fn sending(sends: bool, ends: &str) -> Arc<Plugin> {
     let send = if sends { "(call $send)" } else { "" };
     let work = format!(
         "(if (global.get $calls) (then {send} {ends}))
@@ -86,7 +83,7 @@ fn sending(receiver: &Arc<Receiver>, sends: bool, ends: &str) -> Arc<Plugin> {
     );
     let guest = Guest::handler(&work).fields(SEND).fields("(global $calls (mut i32) (i32.const 0))");
     let guest = guest.import("wasi:http/types@0.2.0").import("wasi:http/outgoing-handler@0.2.0");
-    let host = Host::mocked(HostOptions { instances_max: 4, ..HostOptions::default() }, receiver.clone()).unwrap();
+    let host = Host::mocked(HostOptions { instances_max: 4, ..HostOptions::default() }, Arc::new(Silence)).unwrap();
     host.plugin(&guest.build(), PluginSpec { reuse: true, ..spec(SubscriptionKind::Handler) }).unwrap()
 }
 
@@ -95,19 +92,18 @@ async fn a_message_that_has_sent_something_does_not_run_again_for_what_a_used_in
     // More memory than the limit leaves, and a trap.
     let grow = "(if (i32.eq (memory.grow (i32.const 1000)) (i32.const -1)) (then unreachable))";
     for (ends, why) in [("unreachable", Reason::PANIC), (grow, Reason::MEMORY_LIMIT)] {
-        let receiver = Arc::new(Receiver::default());
-        let silent = sending(&receiver, false, ends);
+        let silent = sending(false, ends);
         for _ in 0..4 {
             assert_eq!(run(&silent, call()).await.result, Ok(()), "it has its attempt again in a fresh instance");
         }
-        let plugin = sending(&receiver, true, ends);
-        for sent in 1..4 {
+        // In a fresh one it would end well too, and nobody would know what became of the first request.
+        let plugin = sending(true, ends);
+        for _ in 0..3 {
             run(&plugin, call()).await.result.unwrap();
             match run(&plugin, call()).await.result {
                 Err(Failure::UnknownOutcome { reason, .. }) => assert_eq!(reason, why),
                 other => panic!("{other:?}"),
             }
-            assert_eq!(receiver.0.load(Ordering::SeqCst), sent, "requests of as many attempts");
         }
     }
 }
