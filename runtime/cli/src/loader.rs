@@ -66,7 +66,8 @@ impl Loader {
 impl Subscribers {
     async fn load(&self, subscription: &Name, component: &Arc<Compiled>) -> Result<Arc<Plugin>> {
         let spec = self.specs.get(subscription).context("no subscription of the configuration has this name")?;
-        let plugin = self.host.plugin_of(component.clone(), spec.clone())?;
+        let (host, component, spec) = (self.host.clone(), component.clone(), spec.clone());
+        let plugin = tokio::task::spawn_blocking(move || host.plugin_of(component, spec)).await??;
         plugin.validate().await?;
         Ok(plugin)
     }

@@ -149,8 +149,9 @@ impl Deployer {
                     () = self.store.deployments_changed() => {}
                     Some(loaded) = self.loading.join_next() => {
                         self.take(loaded);
-                        self.proceed();
-                        // While others are on their way, the database need not hear of each.
+                        // The next ones begin, by what the last look found. What is loaded goes to work only with a look,
+                        // which must not come for each of many.
+                        self.load_all();
                         if !self.loading.is_empty() {
                             continue;
                         }
@@ -185,7 +186,8 @@ impl Deployer {
             });
             !opened.is_empty()
         });
-        self.proceed();
+        self.load_all();
+        self.swap();
         self.report().await?;
         let on_trial: Vec<&Deployment> =
             self.deployments.iter().filter(|deployment| deployment.state == DeploymentState::Canary).collect();
@@ -195,8 +197,8 @@ impl Deployer {
         Ok(!on_trial.is_empty())
     }
 
-    /// Does what follows from the last look, as far as what is loaded allows it.
-    fn proceed(&mut self) {
+    /// Begins to load what the last look found, as far as there is room for it.
+    fn load_all(&mut self) {
         let deployments = std::mem::take(&mut self.deployments);
         // What is at work first.
         for wanted in [DeploymentState::Active, DeploymentState::Canary, DeploymentState::Validated] {
@@ -204,7 +206,6 @@ impl Deployer {
                 self.load(deployment);
             }
         }
-        self.swap(&deployments);
         self.deployments = deployments;
     }
 
@@ -243,6 +244,8 @@ impl Deployer {
     fn opened(&mut self, deployment: &Deployment, place: usize) -> Opened {
         let loader = self.followed[place].loader.clone();
         let all = self.opened.entry(deployment.id).or_default();
+        // Else its old error would be the answer at once, again and again.
+        all.retain(|of| !of.is_to_be_tried_again());
         if let Some(opened) = all.iter().find(|opened| Arc::ptr_eq(&opened.loader, &loader)) {
             return opened.clone();
         }
@@ -297,9 +300,9 @@ impl Deployer {
     }
 
     /// Puts to work what the database says, as far as it is loaded.
-    fn swap(&self, deployments: &[Deployment]) {
+    fn swap(&self) {
         let (mut active_of, mut canary_of) = (HashMap::new(), HashMap::new());
-        for deployment in deployments {
+        for deployment in &self.deployments {
             let name = &deployment.plugin.name;
             match deployment.state {
                 DeploymentState::Active => {

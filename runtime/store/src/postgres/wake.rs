@@ -63,6 +63,12 @@ impl Wakes {
         }
     }
 
+    fn wake_all(&self) {
+        for notify in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            notify.notify_one();
+        }
+    }
+
     /// Wakes those who have something to do, as far as was not heard: they are few, however many wait.
     async fn catch_up(&self, database: &Database) {
         self.deployments.notify_one();
@@ -72,7 +78,10 @@ impl Wakes {
                     self.of(*subscription).notify_one();
                 }
             }
-            Err(error) => tracing::debug!(error = %classify(error), "failed to look for what was not heard"),
+            Err(error) => {
+                tracing::debug!(error = %classify(error), "failed to look for what was not heard");
+                self.wake_all();
+            }
         }
     }
 }
@@ -100,19 +109,21 @@ async fn keep_listening(servers: Arc<Servers>, database: &Database, patience: Du
     loop {
         let error = match connect(&servers, patience).await {
             Ok(mut listener) => {
-                // What was committed before was not heard.
-                wakes.catch_up(database).await;
                 is_said = false;
-                let error = loop {
-                    match listener.try_recv().await {
-                        Ok(Some(notification)) => {
-                            backoff = BACKOFF_MIN;
-                            wakes.wake(notification.payload());
+                let hear = async {
+                    loop {
+                        match listener.try_recv().await {
+                            Ok(Some(notification)) => {
+                                backoff = BACKOFF_MIN;
+                                wakes.wake(notification.payload());
+                            }
+                            Ok(None) => break StoreError::Unavailable("the connection was closed".to_owned()),
+                            Err(error) => break classify(error),
                         }
-                        Ok(None) => break StoreError::Unavailable("the connection was closed".to_owned()),
-                        Err(error) => break classify(error),
                     }
                 };
+                // What was committed before was not heard.
+                let (error, ()) = tokio::join!(hear, wakes.catch_up(database));
                 drop(listener);
                 error
             }

@@ -50,6 +50,9 @@ thread_local! {
 
 /// Called by SQLite, on the thread that runs the statement, after so many tries. Answers 0 to give up.
 unsafe extern "C" fn sleep_a_little(longest: *mut c_void, tries: c_int) -> c_int {
+    if longest.addr() == 0 {
+        return 0;
+    }
     let began = match BEGAN.get() {
         Some(began) if tries > 0 => began,
         _ => {

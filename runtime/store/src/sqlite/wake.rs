@@ -137,12 +137,15 @@ impl Found {
 /// Watches the file for commits with new messages, of any process, until the handle is aborted. Its looks are no round
 /// trips: they come by the clock, not by the message.
 pub(super) async fn watch(mut connection: SqliteConnection, wakes: Arc<Wakes>) -> Result<AbortHandle, StoreError> {
-    // A look keeps other tasks of its thread from their work, so it waits for nobody.
-    busy::wait_in_small_steps(&mut connection, Duration::ZERO).await?;
     let (begun, beginning) = tokio::sync::oneshot::channel();
     let watch = tokio::spawn(async move {
         // All older messages are covered: there is one writer at a time, so numbers are in the order of commits.
-        let first = async { look(&mut Held::lock(&mut connection).await?.native(), None) };
+        let first = async {
+            let first = look(&mut Held::lock(&mut connection).await?.native(), None)?;
+            // The next looks wait for nobody: they keep other tasks of their thread from their work.
+            busy::wait_in_small_steps(&mut connection, Duration::ZERO).await?;
+            Ok(first)
+        };
         let mut seen = match first.await {
             Ok(first) => {
                 drop(begun.send(Ok(())));

@@ -193,6 +193,10 @@ impl Connections {
         let synchronous = self.synchronous_for(durability);
         match tokio::task::spawn_blocking(move || writer.write(synchronous, job)).await {
             Ok(done) => done,
+            // The process ends.
+            Err(error) if error.is_cancelled() => {
+                Err(StoreError::Unavailable("no transaction begins any more".into()))
+            }
             Err(error) => Err(StoreError::Other(format!("a transaction ended badly: {error}"))),
         }
     }
