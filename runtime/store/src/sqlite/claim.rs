@@ -325,7 +325,7 @@ async fn lease(
     limit: u32,
     looked_at: u32,
 ) -> Result<Leased, StoreError> {
-    let (job, token, now) = (request.clone(), due.token, due.now);
+    let (job, token, now) = (*request, due.token, due.now);
     let leased = connections
         .write(Durability::Buffered, move |native| {
             let request = job;
