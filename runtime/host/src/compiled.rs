@@ -44,18 +44,6 @@ impl Compiled {
         Ok(Self { digest, manifest, component, linked: Default::default() })
     }
 
-    /// SHA-256 of the component.
-    #[must_use]
-    pub fn digest(&self) -> &PluginDigest {
-        &self.digest
-    }
-
-    /// What it says of itself.
-    #[must_use]
-    pub fn manifest(&self) -> Option<&Manifest> {
-        self.manifest.as_ref()
-    }
-
     /// The component with its imports resolved.
     pub(crate) fn linked(
         &self,

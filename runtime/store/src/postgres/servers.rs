@@ -330,6 +330,7 @@ mod tests {
         let said = refusal("postgres://me:secret@a:port/app");
         assert!(said.contains("cannot be read") && !said.contains("secret"), "{said}");
     }
+
     #[tokio::test]
     async fn a_server_that_does_not_answer_is_named() {
         // Connections to it succeed, and are never read from.

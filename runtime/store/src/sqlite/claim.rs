@@ -273,7 +273,7 @@ const OCCUPY: &str = concat!(
 );
 
 /// What is to be leased, in the order of [`Claimed::of`]. With checks switched off a producer may have written bytes where
-/// texts belong, and others: all is read as it comes, so that one such row does not stop the others.
+/// texts belong, or texts where numbers do: each value is read as what it should be, so that one such row stops no other.
 macro_rules! select {
     ($processed:expr, $free:expr) => {
         concat!(

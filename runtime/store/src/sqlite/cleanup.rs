@@ -1,12 +1,16 @@
 //! Removing what is over its retention.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use laneway_core::{Cleanup, Kept, Step, StoreError, Writes};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::connection::Connections;
+use super::native::Native;
 use super::references::{Reference, References, holder};
-use super::writer::{Durability, Ran, Script, stop};
+use super::writer::Durability;
 
 pub(super) fn to_count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
@@ -155,10 +159,10 @@ async fn remove(
     Err(StoreError::Unavailable("the schema of the database changes all the time".to_owned()))
 }
 
-/// What a step has read on its way.
+/// What a step did, and what it has read on its way.
 #[derive(Default)]
-struct Looked {
-    written: Vec<u64>,
+struct Removed {
+    changed: u64,
     /// How many rows the step looks at, the last of them, and whether later ones may be old enough: rows are about in
     /// the order of their times, and none is out of it by more than a day.
     rows: (i64, Option<i64>, bool),
@@ -166,74 +170,67 @@ struct Looked {
     held: Vec<(i64, i64)>,
 }
 
+impl Removed {
+    fn look(&mut self, native: &mut Native<'_>, query: &'static str, part: Part) -> Result<(), StoreError> {
+        native.statement(query)?.each(&[part.before.into(), part.from.into(), part.limit.into()], |row| {
+            let last = (!row.is_null(1)).then(|| row.integer(1));
+            self.rows = (row.integer(0), last, row.integer(2) == 1);
+        })?;
+        Ok(())
+    }
+}
+
+/// What a step is asked to remove: rows of before this time, of so many behind this number.
+#[derive(Clone, Copy)]
+struct Part {
+    before: i64,
+    from: i64,
+    limit: u32,
+}
+
 /// One step, in one transaction; `None`, and nothing done, if the schema is not the one that the foreign keys were read
 /// from.
 async fn try_to_remove(
     connections: &Connections,
-    references: &References,
+    references: &Arc<References>,
     what: Cleanup,
     before: Timestamp,
     from: i64,
     limit: u32,
 ) -> Result<Option<Step>, StoreError> {
-    let before = before.as_millisecond();
-    let mut script = Script::new();
-    script.step(concat!(
-        "-- cleanup.schema\nSELECT ",
-        stop!("v.schema_version"),
-        " FROM pragma_schema_version v WHERE v.schema_version <> ?"
-    ));
-    script.bind(references.schema_version)?;
-    script.step(WRITTEN);
-    let references = references.to(table(what));
-    let removal = match what {
-        Cleanup::Messages => messages(&mut script, references, before, from, limit)?,
-        Cleanup::DeadLetters => dead_letters(&mut script, references, before, from, limit)?,
-        Cleanup::Markers => markers(&mut script, references, before, from, limit)?,
-        Cleanup::ScheduleRuns => {
-            let removal = script.step(concat!(
-                "-- cleanup.clean_schedule_runs
-                DELETE FROM laneway_schedule_run WHERE (schedule, fire_at) IN (
-                    SELECT r.schedule, r.fire_at ",
-                old_runs!(),
-                " LIMIT ? + 0)"
-            ));
-            script.bind(before)?;
-            script.bind(limit)?;
-            removal
+    let part = Part { before: before.as_millisecond(), from, limit };
+    let of = Arc::clone(references);
+    let removed = connections.write(Durability::Buffered, move |native| {
+        let schema = "-- cleanup.schema
+            SELECT schema_version FROM pragma_schema_version";
+        if native.number(schema, &[])? != of.schema_version {
+            return Ok(None);
         }
-    };
-    script.step(WRITTEN);
-    let mut looked = Looked::default();
-    let ran = connections
-        .run(Durability::Buffered, script, |row| {
-            match row.len() {
-                1 => looked.written.push(to_count(row.try_get(0)?)),
-                2 => looked.held.push((row.try_get(0)?, row.try_get(1)?)),
-                _ => looked.rows = (row.try_get(0)?, row.try_get(1)?, row.try_get::<Option<i64>, _>(2)? == Some(1)),
-            }
-            Ok(())
-        })
-        .await?;
-    let Ran::Committed(done) = ran else { return Ok(None) };
-    let changed = done.get(removal).map_or(0, |removal| removal.rows_affected());
-    let limit = i64::from(limit);
-    let (rows, last, more) = looked.rows;
+        let begun = to_count(native.number(WRITTEN, &[])?);
+        let references = of.to(table(what));
+        let removed = match what {
+            Cleanup::Messages => messages(native, references, part)?,
+            Cleanup::DeadLetters => dead_letters(native, references, part)?,
+            Cleanup::Markers => markers(native, references, part)?,
+            Cleanup::ScheduleRuns => schedule_runs(native, part)?,
+        };
+        let ended = to_count(native.number(WRITTEN, &[])?);
+        Ok(Some((removed, Writes { before: begun, after: ended, exclusive: true })))
+    });
+    let Some((removed, writes)) = removed.await? else { return Ok(None) };
+    let (rows, last, more) = removed.rows;
     let next = match what {
-        Cleanup::Messages | Cleanup::DeadLetters => last.filter(|_| rows >= limit && more),
+        Cleanup::Messages | Cleanup::DeadLetters => last.filter(|_| rows >= i64::from(limit) && more),
         // Any number: the next step looks for the oldest again. It is not the first one.
-        Cleanup::Markers => (changed >= limit.cast_unsigned()).then_some(1),
-        Cleanup::ScheduleRuns => (changed >= limit.cast_unsigned()).then_some(0),
+        Cleanup::Markers => (removed.changed >= u64::from(limit)).then_some(1),
+        Cleanup::ScheduleRuns => (removed.changed >= u64::from(limit)).then_some(0),
     };
-    let writes = match *looked.written {
-        [before, after] => Some(Writes { before, after, exclusive: true }),
-        _ => None,
-    };
-    let kept = looked.held.iter().filter_map(|(place, rows)| {
+    let references = references.to(table(what));
+    let kept = removed.held.iter().filter_map(|(place, rows)| {
         let reference = references.get(usize::try_from(*place).ok()?)?;
         Some(Kept { by: reference.named.clone(), rows: to_count(*rows) })
     });
-    Ok(Some(Step { changed, next, writes, kept: kept.collect() }))
+    Ok(Some(Step { changed: removed.changed, next, writes: Some(writes), kept: kept.collect() }))
 }
 
 /// The next rows by their numbers, of a table and its columns.
@@ -253,122 +250,129 @@ macro_rules! part {
     };
 }
 
-fn messages(
-    script: &mut Script,
-    references: &[Reference],
-    before: i64,
-    from: i64,
-    limit: u32,
-) -> Result<usize, StoreError> {
+fn messages(native: &mut Native<'_>, references: &[Reference], part: Part) -> Result<Removed, StoreError> {
     macro_rules! old {
         () => {
             concat!(" WHERE max(r.created_at, coalesce(r.available_at, 0)) < ? AND ", settled!())
         };
     }
-    script.step(concat!(
+    macro_rules! remove {
+        ($columns:literal, $end:literal) => {
+            concat!(
+                "-- cleanup.clean_messages
+                DELETE FROM laneway_message WHERE seq IN (SELECT r.seq ",
+                part!("laneway_message", "seq", $columns),
+                old!(),
+                $end
+            )
+        };
+    }
+    let look = concat!(
         "-- cleanup.look_at_messages
         SELECT count(*), max(r.seq), min(r.created_at) < ? + 86400000 ",
         part!("laneway_message", "seq", "seq, created_at, available_at")
-    ));
-    script.bind(before)?;
-    script.bind(from)?;
-    script.bind(limit)?;
-    let mut free = String::new();
+    );
+    let mut removed = Removed::default();
+    removed.look(native, look, part)?;
+    let values = [part.from.into(), part.limit.into(), part.before.into()];
+    let mut remove = Cow::Borrowed(remove!("seq, created_at, available_at", ")"));
     if !references.is_empty() {
         let holder = holder(references);
-        free = format!(" AND {holder} IS NULL");
-        script.step(&format!(
+        let held = format!(
             "-- cleanup.held_messages
             SELECT h.place, count(*) FROM (SELECT {holder} AS place {}{}) h WHERE h.place IS NOT NULL GROUP BY h.place",
             part!("laneway_message", "seq", "*"),
             old!()
-        ));
-        script.bind(from)?;
-        script.bind(limit)?;
-        script.bind(before)?;
+        );
+        let mut held = native.prepare(held)?;
+        held.each(&values, |row| removed.held.push((row.integer(0), row.integer(1))))?;
+        remove = Cow::Owned(format!("{} AND {holder} IS NULL)", remove!("*", "")));
     }
-    let columns = match references {
-        [] => part!("laneway_message", "seq", "seq, created_at, available_at"),
-        _ => part!("laneway_message", "seq", "*"),
-    };
-    let removal = script.step(&format!(
-        "-- cleanup.clean_messages
-        DELETE FROM laneway_message WHERE seq IN (SELECT r.seq {columns}{}{free})",
-        old!()
-    ));
-    script.bind(from)?;
-    script.bind(limit)?;
-    script.bind(before)?;
-    Ok(removal)
+    removed.changed = native.prepare(remove)?.run(&values)?;
+    Ok(removed)
 }
 
-fn dead_letters(
-    script: &mut Script,
-    references: &[Reference],
-    before: i64,
-    from: i64,
-    limit: u32,
-) -> Result<usize, StoreError> {
-    script.step(concat!(
+fn dead_letters(native: &mut Native<'_>, references: &[Reference], part: Part) -> Result<Removed, StoreError> {
+    macro_rules! old {
+        () => {
+            concat!(part!("laneway_dead_letter", "id", "*"), " WHERE r.failed_at < ?")
+        };
+    }
+    macro_rules! remove {
+        ($end:literal) => {
+            concat!(
+                "-- cleanup.clean_dead_letters
+                DELETE FROM laneway_dead_letter WHERE id IN (SELECT r.id ",
+                old!(),
+                $end
+            )
+        };
+    }
+    let look = concat!(
         "-- cleanup.look_at_dead_letters
         SELECT count(*), max(r.id), min(r.failed_at) < ? + 86400000 ",
         part!("laneway_dead_letter", "id", "id, failed_at")
-    ));
-    script.bind(before)?;
-    script.bind(from)?;
-    script.bind(limit)?;
-    let part = part!("laneway_dead_letter", "id", "*");
-    let mut free = String::new();
+    );
+    let mut removed = Removed::default();
+    removed.look(native, look, part)?;
+    let values = [part.from.into(), part.limit.into(), part.before.into()];
+    let mut remove = Cow::Borrowed(remove!(")"));
     if !references.is_empty() {
         let holder = holder(references);
-        free = format!(" AND {holder} IS NULL");
-        script.step(&format!(
+        let held = format!(
             "-- cleanup.held_dead_letters
-            SELECT h.place, count(*) FROM (SELECT {holder} AS place {part} WHERE r.failed_at < ?) h
-            WHERE h.place IS NOT NULL GROUP BY h.place"
-        ));
-        script.bind(from)?;
-        script.bind(limit)?;
-        script.bind(before)?;
+            SELECT h.place, count(*) FROM (SELECT {holder} AS place {}) h WHERE h.place IS NOT NULL GROUP BY h.place",
+            old!()
+        );
+        let mut held = native.prepare(held)?;
+        held.each(&values, |row| removed.held.push((row.integer(0), row.integer(1))))?;
+        remove = Cow::Owned(format!("{} AND {holder} IS NULL)", remove!("")));
     }
-    let removal = script.step(&format!(
-        "-- cleanup.clean_dead_letters
-        DELETE FROM laneway_dead_letter WHERE id IN (SELECT r.id {part} WHERE r.failed_at < ?{free})"
-    ));
-    script.bind(from)?;
-    script.bind(limit)?;
-    script.bind(before)?;
-    Ok(removal)
+    removed.changed = native.prepare(remove)?.run(&values)?;
+    Ok(removed)
 }
 
 /// The index leads to the oldest: nothing dead is left in it. What foreign keys hold is counted at the first step.
-fn markers(
-    script: &mut Script,
-    references: &[Reference],
-    before: i64,
-    from: i64,
-    limit: u32,
-) -> Result<usize, StoreError> {
-    let mut free = String::new();
+fn markers(native: &mut Native<'_>, references: &[Reference], part: Part) -> Result<Removed, StoreError> {
+    macro_rules! remove {
+        ($free:literal) => {
+            concat!(
+                "-- cleanup.clean_markers
+                DELETE FROM laneway_marker WHERE (subscription_id, message_id) IN (
+                    SELECT r.subscription_id, r.message_id FROM laneway_marker r
+                    WHERE r.processed_at < ?",
+                $free,
+                " ORDER BY r.processed_at LIMIT ? + 0)"
+            )
+        };
+    }
+    let mut removed = Removed::default();
+    let mut remove = Cow::Borrowed(remove!(""));
     if !references.is_empty() {
         let holder = holder(references);
-        free = format!(" AND {holder} IS NULL");
-        if from == 0 {
-            script.step(&format!(
+        if part.from == 0 {
+            let held = format!(
                 "-- cleanup.held_markers
                 SELECT h.place, count(*) FROM (SELECT {holder} AS place FROM laneway_marker r WHERE r.processed_at < ?) h
                 WHERE h.place IS NOT NULL GROUP BY h.place"
-            ));
-            script.bind(before)?;
+            );
+            let mut held = native.prepare(held)?;
+            held.each(&[part.before.into()], |row| removed.held.push((row.integer(0), row.integer(1))))?;
         }
+        remove = Cow::Owned(format!(remove!(" AND {} IS NULL"), holder));
     }
-    let removal = script.step(&format!(
-        "-- cleanup.clean_markers
-        DELETE FROM laneway_marker WHERE (subscription_id, message_id) IN (
-            SELECT r.subscription_id, r.message_id FROM laneway_marker r
-            WHERE r.processed_at < ?{free} ORDER BY r.processed_at LIMIT ? + 0)"
-    ));
-    script.bind(before)?;
-    script.bind(limit)?;
-    Ok(removal)
+    removed.changed = native.prepare(remove)?.run(&[part.before.into(), part.limit.into()])?;
+    Ok(removed)
+}
+
+fn schedule_runs(native: &mut Native<'_>, part: Part) -> Result<Removed, StoreError> {
+    let remove = concat!(
+        "-- cleanup.clean_schedule_runs
+        DELETE FROM laneway_schedule_run WHERE (schedule, fire_at) IN (
+            SELECT r.schedule, r.fire_at ",
+        old_runs!(),
+        " LIMIT ? + 0)"
+    );
+    let changed = native.run(remove, &[part.before.into(), part.limit.into()])?;
+    Ok(Removed { changed, ..Removed::default() })
 }

@@ -1,4 +1,4 @@
-//! SQLite's own interface, for the transactions of every message: values are bound and read as they are, on one thread.
+//! SQLite's own interface, for transactions on one thread: values are bound and read as they are.
 //!
 //! It works on the connection of the driver, which leaves it alone meanwhile. All unsafe code of these transactions is
 //! here.
@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_uint};
+use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
 use laneway_core::StoreError;
@@ -25,9 +26,13 @@ use super::connection::{classify, classify_code};
 
 /// The statements that a connection keeps prepared, by place and length of their texts, which never change: to hash a text
 /// would take longer than to run some of them. They are to be finalized before the connection is closed, with its handle
-/// locked.
+/// locked. SQLite closes no connection that has statements, so that none of them outlives it.
 #[derive(Default)]
-pub(super) struct Kept(HashMap<(usize, usize), NonNull<sqlite3_stmt>>);
+pub(super) struct Kept {
+    /// Whose statements they are, once there are any.
+    database: Option<NonNull<sqlite3>>,
+    statements: HashMap<(usize, usize), NonNull<sqlite3_stmt>>,
+}
 
 // SAFETY: a statement may be used by any thread, as long as no other one uses its connection. It is used only through
 // `Native`, which has the connection locked, and which borrows this.
@@ -35,12 +40,20 @@ unsafe impl Send for Kept {}
 
 impl Kept {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.statements.is_empty()
     }
 
-    /// Lets go of the statements. They must be of the connection that is locked.
-    pub(super) fn finalize(&mut self, _: &mut LockedSqliteHandle<'_>) {
-        for (_, statement) in self.0.drain() {
+    /// Binds them to the connection that is locked. Panics if there are statements of another one.
+    fn of(&mut self, handle: &mut LockedSqliteHandle<'_>) -> NonNull<sqlite3> {
+        let database = handle.as_raw_handle();
+        assert_eq!(*self.database.get_or_insert(database), database, "statements are of one connection");
+        database
+    }
+
+    /// Lets go of the statements, which are those of this connection.
+    pub(super) fn finalize(&mut self, handle: &mut LockedSqliteHandle<'_>) {
+        self.of(handle);
+        for (_, statement) in self.statements.drain() {
             // SAFETY: it was prepared and not finalized yet, and nobody uses its connection.
             unsafe { sqlite3_finalize(statement.as_ptr()) };
         }
@@ -129,9 +142,9 @@ pub(super) struct Native<'c> {
 }
 
 impl<'c> Native<'c> {
-    /// The connection of a handle. What is kept must be its statements.
+    /// The connection of a handle, and its statements.
     pub(super) fn new(handle: &'c mut LockedSqliteHandle<'_>, kept: &'c mut Kept) -> Self {
-        Self { database: handle.as_raw_handle(), kept }
+        Self { database: kept.of(handle), kept }
     }
 
     /// Runs a statement that has no values and answers no rows, without keeping it.
@@ -160,11 +173,22 @@ impl<'c> Native<'c> {
     /// A statement, prepared once and kept.
     pub(super) fn statement(&mut self, text: &'static str) -> Result<Statement<'_>, StoreError> {
         let database = self.database;
-        let raw = match self.kept.0.entry((text.as_ptr().addr(), text.len())) {
+        let raw = match self.kept.statements.entry((text.as_ptr().addr(), text.len())) {
             Entry::Occupied(kept) => *kept.get(),
-            Entry::Vacant(place) => *place.insert(prepare(database, text)?),
+            Entry::Vacant(place) => *place.insert(prepare(database, text, SQLITE_PREPARE_PERSISTENT)?),
         };
-        Ok(Statement { database, raw, _connection: std::marker::PhantomData })
+        Ok(Statement { database, raw, is_kept: true, _connection: PhantomData })
+    }
+
+    /// A statement, kept if its text is one that never changes.
+    pub(super) fn prepare(&mut self, text: impl Into<Cow<'static, str>>) -> Result<Statement<'_>, StoreError> {
+        match text.into() {
+            Cow::Borrowed(text) => self.statement(text),
+            Cow::Owned(text) => {
+                let raw = prepare(self.database, &text, 0)?;
+                Ok(Statement { database: self.database, raw, is_kept: false, _connection: PhantomData })
+            }
+        }
     }
 
     /// Runs a statement that answers no rows, once. Answers the rows that it touched.
@@ -180,20 +204,13 @@ impl<'c> Native<'c> {
     }
 }
 
-fn prepare(database: NonNull<sqlite3>, text: &'static str) -> Result<NonNull<sqlite3_stmt>, StoreError> {
+fn prepare(database: NonNull<sqlite3>, text: &str, flags: c_uint) -> Result<NonNull<sqlite3_stmt>, StoreError> {
     let other = |error: String| StoreError::Other(error);
     let text = CString::new(text).map_err(|error| other(error.to_string()))?;
     let mut statement = ptr::null_mut();
     // SAFETY: the connection is open and ours; the text ends with a zero, which SQLite looks for as the length is -1.
     let code = unsafe {
-        sqlite3_prepare_v3(
-            database.as_ptr(),
-            text.as_ptr(),
-            -1,
-            SQLITE_PREPARE_PERSISTENT,
-            &raw mut statement,
-            ptr::null_mut(),
-        )
+        sqlite3_prepare_v3(database.as_ptr(), text.as_ptr(), -1, flags, &raw mut statement, ptr::null_mut())
     };
     if code != SQLITE_OK {
         return Err(error(database));
@@ -216,7 +233,17 @@ fn error(database: NonNull<sqlite3>) -> StoreError {
 pub(super) struct Statement<'n> {
     database: NonNull<sqlite3>,
     raw: NonNull<sqlite3_stmt>,
-    _connection: std::marker::PhantomData<&'n mut ()>,
+    is_kept: bool,
+    _connection: PhantomData<&'n mut ()>,
+}
+
+impl Drop for Statement<'_> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // SAFETY: it was prepared for this alone, and its connection is ours.
+            unsafe { sqlite3_finalize(self.raw.as_ptr()) };
+        }
+    }
 }
 
 impl Statement<'_> {

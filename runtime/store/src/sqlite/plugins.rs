@@ -15,7 +15,7 @@ use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
 use super::connection::{json, millis, now_ms};
-use super::writer::{Durability, Script, Transaction};
+use super::writer::{Durability, Transaction};
 use crate::refusal::{
     GRANTS_CHANGED, NODE_REPORTS_KEPT, RETIRE_AFTER, changed_grants, not_stored, other_bytes, other_signature,
     still_deployed, was_deployed,
@@ -263,9 +263,13 @@ impl Plugins for SqliteStore {
     }
 
     async fn report(&self, node: &Name, reports: &[NodeReport], alive_for: Duration) -> Result<(), StoreError> {
-        let mut script = Script::new();
-        for report in reports {
-            script.step(concat!(
+        let reports = reports
+            .iter()
+            .map(|report| Ok((report.deployment, report.is_at_work(), json(report)?)))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        let node = node.clone();
+        let noted = self.connections().write(Durability::Buffered, move |native| {
+            let note = concat!(
                 "-- deployment.report
                 INSERT INTO laneway_node_report (deployment_id, node, at_work, report, reported_at)
                 VALUES (?, ?, ?, ?, ",
@@ -273,36 +277,34 @@ impl Plugins for SqliteStore {
                 ")
                 ON CONFLICT (deployment_id, node) DO UPDATE SET at_work = excluded.at_work,
                     report = excluded.report, reported_at = excluded.reported_at"
-            ));
-            script.bind(report.deployment)?;
-            script.bind(node.as_str())?;
-            script.bind(report.is_at_work())?;
-            script.bind(json(report)?)?;
-        }
-        script.step(concat!(
-            "-- deployment.retire
-            UPDATE laneway_deployment SET state = 'retired', changed_at = ",
-            now_ms!(),
-            "
-            WHERE state = 'draining' AND changed_at < ",
-            now_ms!(),
-            " - ? AND NOT EXISTS (
-                SELECT 1 FROM laneway_node_report r JOIN laneway_node n ON n.name = r.node
-                WHERE r.deployment_id = laneway_deployment.id AND r.at_work = 1 AND n.seen_at > ",
-            now_ms!(),
-            " - ?)"
-        ));
-        script.bind(millis(RETIRE_AFTER))?;
-        script.bind(millis(alive_for))?;
-        script.step(concat!(
-            "-- deployment.forget_reports
-            DELETE FROM laneway_node_report WHERE reported_at < ",
-            now_ms!(),
-            " - ?"
-        ));
-        script.bind(millis(NODE_REPORTS_KEPT))?;
-        self.connections().run(Durability::Buffered, script, |_| Ok(())).await?;
-        Ok(())
+            );
+            for (deployment, is_at_work, report) in reports {
+                let values = [deployment.into(), node.as_str().into(), is_at_work.into(), report.as_str().into()];
+                native.run(note, &values)?;
+            }
+            let retire = concat!(
+                "-- deployment.retire
+                UPDATE laneway_deployment SET state = 'retired', changed_at = ",
+                now_ms!(),
+                "
+                WHERE state = 'draining' AND changed_at < ",
+                now_ms!(),
+                " - ? AND NOT EXISTS (
+                    SELECT 1 FROM laneway_node_report r JOIN laneway_node n ON n.name = r.node
+                    WHERE r.deployment_id = laneway_deployment.id AND r.at_work = 1 AND n.seen_at > ",
+                now_ms!(),
+                " - ?)"
+            );
+            native.run(retire, &[millis(RETIRE_AFTER).into(), millis(alive_for).into()])?;
+            let forget = concat!(
+                "-- deployment.forget_reports
+                DELETE FROM laneway_node_report WHERE reported_at < ",
+                now_ms!(),
+                " - ?"
+            );
+            native.run(forget, &[millis(NODE_REPORTS_KEPT).into()]).map(Some)
+        });
+        noted.await.map(drop)
     }
 
     async fn reports(&self, deployments: &[i64], alive_for: Duration) -> Result<Vec<NodeReportView>, StoreError> {

@@ -11,7 +11,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::connection::{Connections, classify, millis, now_ms};
-use super::writer::{Durability, Script};
+use super::writer::Durability;
 use super::{SqliteStore, enqueue};
 
 fn timestamp(millis: i64) -> Result<Timestamp, sqlx::Error> {
@@ -101,18 +101,23 @@ impl ScheduleRuns for SqliteStore {
         outcome: RunOutcome,
         detail: &str,
     ) -> Result<(), StoreError> {
-        let mut script = Script::new();
-        script.step(concat!(
+        let end = concat!(
             "-- schedule.end
             UPDATE laneway_schedule_run SET ended_at = ",
             now_ms!(),
             ", outcome = ?, detail = ? WHERE schedule = ? AND fire_at = ?"
-        ));
-        script.bind(outcome.as_str())?;
-        script.bind(detail)?;
-        script.bind(schedule.as_str())?;
-        script.bind(fire_at.as_millisecond())?;
-        self.connections().run(Durability::Flushed, script, |_| Ok(())).await.map(drop)
+        );
+        let (schedule, detail) = (schedule.clone(), detail.to_owned());
+        let ended = self.connections().write(Durability::Flushed, move |native| {
+            let values = [
+                outcome.as_str().into(),
+                detail.as_str().into(),
+                schedule.as_str().into(),
+                fire_at.as_millisecond().into(),
+            ];
+            native.run(end, &values).map(Some)
+        });
+        ended.await.map(drop)
     }
 
     async fn schedule_runs(&self, schedule: &Name, limit: u32) -> Result<Vec<ScheduleRunView>, StoreError> {

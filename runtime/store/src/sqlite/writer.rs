@@ -1,18 +1,16 @@
 //! Write transactions, on the one connection that writes.
 //!
-//! What each message goes through is a job of [`Connections::write`], a whole transaction on one thread. Of what is rarer,
-//! each call to the driver is a hop to its thread and back. So a transaction goes as one [`Script`] where it can;
-//! [`Transaction`] is for those that must look before they write.
+//! A job of [`Connections::write`] is a whole transaction on one thread, by SQLite's own interface. [`Transaction`] goes by
+//! the driver, for what happens rarely and is long: each call is a hop to its thread and back.
 
 use std::ffi::CStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::TryStreamExt;
 use futures::executor::block_on;
 use laneway_core::StoreError;
-use sqlx::sqlite::{SqliteArguments, SqliteQueryResult, SqliteRow};
-use sqlx::{Arguments, Either, Encode, Executor, Sqlite, SqliteConnection, Type};
+use sqlx::sqlite::{SqliteQueryResult, SqliteRow};
+use sqlx::{Executor, SqliteConnection};
 use tokio::sync::OwnedMutexGuard;
 
 use super::Synchronous;
@@ -101,54 +99,6 @@ fn pragma(synchronous: Synchronous) -> &'static CStr {
     }
 }
 
-/// An expression that stops a script when it is evaluated. The value names no constant, else SQLite evaluates it ahead.
-///
-/// SQLite raises errors of choice only within triggers; the error of a JSON path that is none can be had anywhere.
-macro_rules! stop {
-    ($value:literal) => {
-        concat!("json_extract('{}', 'laneway guard: ' || ", $value, ")")
-    };
-}
-pub(super) use stop;
-
-/// In the error of a guard that did not hold.
-const GUARD: &str = "laneway guard: ";
-
-/// The statements of one transaction, sent in one call. Their texts hold plain `?`, and few different scripts are
-/// made, so that each is prepared once and kept.
-pub(super) struct Script {
-    text: String,
-    arguments: SqliteArguments,
-    steps: usize,
-}
-
-impl Script {
-    pub(super) fn new() -> Self {
-        Self { text: "BEGIN IMMEDIATE".to_owned(), arguments: SqliteArguments::default(), steps: 1 }
-    }
-
-    /// Adds a statement; its values are to be bound next. Answers its position.
-    pub(super) fn step(&mut self, statement: &str) -> usize {
-        self.text.push_str(";\n");
-        self.text.push_str(statement);
-        self.steps += 1;
-        self.steps - 1
-    }
-
-    /// Binds the next value.
-    pub(super) fn bind<'v, T: Encode<'v, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> Result<(), StoreError> {
-        self.arguments.add(value).map_err(|error| StoreError::Other(error.to_string()))
-    }
-}
-
-/// How a script ended.
-pub(super) enum Ran {
-    /// Committed; what each statement did, by its position.
-    Committed(Vec<SqliteQueryResult>),
-    /// A guard did not hold, and nothing happened.
-    Stopped,
-}
-
 impl Connections {
     /// Waits for the writers before us in this process.
     async fn lock(&self) -> Result<Transaction, StoreError> {
@@ -193,51 +143,10 @@ impl Connections {
         let synchronous = self.synchronous_for(durability);
         match tokio::task::spawn_blocking(move || writer.write(synchronous, job)).await {
             Ok(done) => done,
-            // The process ends.
             Err(error) if error.is_cancelled() => {
                 Err(StoreError::Unavailable("no transaction begins any more".into()))
             }
             Err(error) => Err(StoreError::Other(format!("a transaction ended badly: {error}"))),
-        }
-    }
-
-    /// Runs a script as one transaction, and hands over its rows as they come.
-    pub(super) async fn run(
-        &self,
-        durability: Durability,
-        mut script: Script,
-        mut take: impl FnMut(&SqliteRow) -> Result<(), sqlx::Error> + Send,
-    ) -> Result<Ran, StoreError> {
-        script.step("COMMIT");
-        let statement = sqlx::query_with(sqlx::AssertSqlSafe(script.text), script.arguments);
-        let mut transaction = self.lock().await?;
-        transaction.set_synchronous(self.synchronous_for(durability)).await?;
-        transaction.count();
-        let writer = transaction.writer()?;
-        writer.open = true;
-        let ran = async {
-            let mut done = Vec::with_capacity(script.steps);
-            let mut stream = writer.connection.fetch_many(statement);
-            while let Some(step) = stream.try_next().await? {
-                match step {
-                    Either::Left(result) => done.push(result),
-                    Either::Right(row) => take(&row)?,
-                }
-            }
-            Ok(done)
-        };
-        match ran.await {
-            Ok(done) => {
-                writer.open = false;
-                Ok(Ran::Committed(done))
-            }
-            Err(error) => {
-                transaction.roll_back().await?;
-                match error {
-                    sqlx::Error::Database(error) if error.message().contains(GUARD) => Ok(Ran::Stopped),
-                    error => Err(classify(error)),
-                }
-            }
         }
     }
 }
@@ -271,7 +180,7 @@ impl Transaction {
         if writer.synchronous == Some(wanted) {
             return Ok(());
         }
-        // Never a part of a script: SQLite sets this while it prepares, so a statement that is kept would do nothing.
+        // Not kept: SQLite sets this while it prepares, so a statement that is run once more would do nothing.
         let pragma = pragma(wanted).to_str().unwrap_or_default();
         writer.synchronous = None;
         writer.connection.execute(sqlx::raw_sql(pragma)).await.map_err(classify)?;
